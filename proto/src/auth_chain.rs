@@ -69,7 +69,11 @@ impl AuthChain {
     /// Who acts: the last element. None for a chain of one, which means "on behalf of nobody".
     #[must_use]
     pub fn actor(&self) -> Option<&Identity> {
-        if self.elements.len() < 2 { None } else { self.elements.last() }
+        if self.elements.len() < 2 {
+            None
+        } else {
+            self.elements.last()
+        }
     }
 
     /// All elements, target first.
@@ -125,8 +129,14 @@ mod tests {
     #[test]
     fn what_is_no_chain_is_refused() {
         assert_eq!(AuthChain::parse(";;"), Err(AuthChainError::Empty));
-        assert_eq!(AuthChain::parse(&"a;".repeat(100)), Err(AuthChainError::TooLong));
-        assert!(matches!(AuthChain::parse("a b;c"), Err(AuthChainError::Element(_))));
+        assert_eq!(
+            AuthChain::parse(&"a;".repeat(100)),
+            Err(AuthChainError::TooLong)
+        );
+        assert!(matches!(
+            AuthChain::parse("a b;c"),
+            Err(AuthChainError::Element(_))
+        ));
         let full = AuthChain::parse(&"a;".repeat(MAX_AUTH_CHAIN_ELEMENTS)).unwrap();
         assert_eq!(full.elements().len(), MAX_AUTH_CHAIN_ELEMENTS);
     }
@@ -136,8 +146,16 @@ mod tests {
         let chain = AuthChain::parse("leaf10;edge10").unwrap();
         assert_ne!(chain.actor(), Some(&Identity::parse("edge1").unwrap()));
         assert_ne!(chain.target(), &Identity::parse("leaf1").unwrap());
-        assert!(!chain.elements().contains(&Identity::parse("edge1").unwrap()));
-        assert!(chain.elements().contains(&Identity::parse("edge10").unwrap()));
+        assert!(
+            !chain
+                .elements()
+                .contains(&Identity::parse("edge1").unwrap())
+        );
+        assert!(
+            chain
+                .elements()
+                .contains(&Identity::parse("edge10").unwrap())
+        );
     }
 
     proptest! {

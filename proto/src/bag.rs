@@ -15,8 +15,11 @@ use crate::limits::PROPERTIES_MAX;
 use crate::message::{Message, Property, SECURITY_INTERFACE, SystemProperty};
 
 /// All but the unreserved characters of RFC 3986.
-const RESERVED: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// Why a bag cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,20 +79,29 @@ pub fn decode_into(bag: &str, message: &mut Message) -> Result<(), BagError> {
 /// Pairwise for the usual handful; hashed for many, so that no bag costs quadratic time.
 fn keep_last_of_each_key(properties: &mut Vec<Property>, first: usize) {
     const FEW: usize = 16;
-    let Some(added) = properties.get(first..) else { return };
+    let Some(added) = properties.get(first..) else {
+        return;
+    };
     if added.len() < 2 {
         return;
     }
     if added.len() <= FEW {
         let repeated = added.iter().enumerate().any(|(index, property)| {
-            added.iter().skip(index + 1).any(|later| later.key == property.key)
+            added
+                .iter()
+                .skip(index + 1)
+                .any(|later| later.key == property.key)
         });
         if !repeated {
             return;
         }
     }
     let mut later = HashSet::with_capacity(added.len());
-    let mut keep: Vec<bool> = added.iter().rev().map(|p| later.insert(p.key.as_str())).collect();
+    let mut keep: Vec<bool> = added
+        .iter()
+        .rev()
+        .map(|p| later.insert(p.key.as_str()))
+        .collect();
     let mut index = 0;
     properties.retain(|_| {
         index += 1;
@@ -172,7 +184,9 @@ pub fn encode_component(text: &str, bag: &mut String) {
 /// # Errors
 /// When the result is not UTF-8.
 pub fn decode_component(text: &str) -> Result<Cow<'_, str>, BagError> {
-    percent_decode_str(text).decode_utf8().map_err(|_| BagError::NotUtf8)
+    percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| BagError::NotUtf8)
 }
 
 #[cfg(test)]
@@ -188,7 +202,12 @@ mod tests {
     }
 
     fn properties(bag: &str) -> Vec<(String, Option<String>)> {
-        read(bag).unwrap().properties.into_iter().map(|p| (p.key, p.value)).collect()
+        read(bag)
+            .unwrap()
+            .properties
+            .into_iter()
+            .map(|p| (p.key, p.value))
+            .collect()
     }
 
     fn some(key: &str, value: &str) -> (String, Option<String>) {
@@ -203,10 +222,16 @@ mod tests {
         assert_eq!(properties("a"), [("a".to_owned(), None)]);
         assert_eq!(properties("a="), [some("a", "")]);
         assert_eq!(properties("a=1&a=2"), [some("a", "2")]);
-        assert_eq!(properties("a=1&b=&%61"), [some("b", ""), ("a".to_owned(), None)]);
+        assert_eq!(
+            properties("a=1&b=&%61"),
+            [some("b", ""), ("a".to_owned(), None)]
+        );
         assert_eq!(properties("a%20b=c%2Fd"), [some("a b", "c/d")]);
         assert_eq!(properties("a=1+2"), [some("a", "1+2")]);
-        assert_eq!(properties("a=%zz&b=%4&c=%"), [some("a", "%zz"), some("b", "%4"), some("c", "%")]);
+        assert_eq!(
+            properties("a=%zz&b=%4&c=%"),
+            [some("a", "%zz"), some("b", "%4"), some("c", "%")]
+        );
         assert_eq!(properties("&a=1&&b=2&"), [some("a", "1"), some("b", "2")]);
         assert_eq!(properties("a=b=c/"), [some("a", "b=c/")]);
         assert_eq!(properties(""), []);
@@ -223,7 +248,10 @@ mod tests {
             ("/?", vec![]),
             ("/?a=1", vec![some("a", "1")]),
             ("/a=1/", vec![some("a", "1")]),
-            ("/a=text/plain&b=/", vec![some("a", "text/plain"), some("b", "")]),
+            (
+                "/a=text/plain&b=/",
+                vec![some("a", "text/plain"), some("b", "")],
+            ),
             ("/a=1//", vec![some("a", "1/")]),
         ] {
             let topic = format!("devices/d/messages/events{tail}");
@@ -253,10 +281,16 @@ mod tests {
 
     #[test]
     fn system_keys_are_recognised_encoded_and_raw() {
-        for bag in ["%24.mid=x&%24.ct=application%2Fjson", "$.mid=x&$.ct=application/json"] {
+        for bag in [
+            "%24.mid=x&%24.ct=application%2Fjson",
+            "$.mid=x&$.ct=application/json",
+        ] {
             let message = read(bag).unwrap();
             assert_eq!(message.system.get(SystemProperty::MessageId), Some("x"));
-            assert_eq!(message.system.get(SystemProperty::ContentType), Some("application/json"));
+            assert_eq!(
+                message.system.get(SystemProperty::ContentType),
+                Some("application/json")
+            );
             assert!(message.properties.is_empty());
         }
     }
@@ -287,8 +321,12 @@ mod tests {
     #[test]
     fn the_example_of_the_specification_is_written() {
         let mut message = read("temp=21&$.ct=application/json&$.ce=utf-8&$.on=out").unwrap();
-        message.system.set(SystemProperty::ConnectionDeviceId, "edge1");
-        message.system.set(SystemProperty::ConnectionModuleId, "sensor");
+        message
+            .system
+            .set(SystemProperty::ConnectionDeviceId, "edge1");
+        message
+            .system
+            .set(SystemProperty::ConnectionModuleId, "sensor");
         let bag = "temp=21&%24.ct=application%2Fjson&%24.ce=utf-8&%24.cdid=edge1&%24.cmid=sensor";
         assert_eq!(encode_delivery(&message), bag);
         assert!(!encode_upstream(&message).contains("cdid"));
@@ -298,18 +336,28 @@ mod tests {
     fn no_client_writes_the_stamp_of_a_sender() {
         let mut message = read("$.cdid=other&$.cmid=m&a=1").unwrap();
         assert_eq!(encode_delivery(&message), "a=1");
-        message.system.set(SystemProperty::ConnectionDeviceId, "leaf1");
+        message
+            .system
+            .set(SystemProperty::ConnectionDeviceId, "leaf1");
         assert_eq!(encode_delivery(&message), "a=1&%24.cdid=leaf1");
     }
 
     #[test]
     fn a_reported_change_is_stamped_with_who_reported() {
         let mut message = Message::default();
-        message.system.set(SystemProperty::ConnectionDeviceId, "edge1");
-        message.system.set(SystemProperty::ConnectionModuleId, "$edgeHub");
-        message.system.set(SystemProperty::ReportedSenderDeviceId, "leaf1");
+        message
+            .system
+            .set(SystemProperty::ConnectionDeviceId, "edge1");
+        message
+            .system
+            .set(SystemProperty::ConnectionModuleId, "$edgeHub");
+        message
+            .system
+            .set(SystemProperty::ReportedSenderDeviceId, "leaf1");
         assert_eq!(encode_delivery(&message), "%24.cdid=leaf1");
-        message.system.set(SystemProperty::ReportedSenderModuleId, "m");
+        message
+            .system
+            .set(SystemProperty::ReportedSenderModuleId, "m");
         assert_eq!(encode_delivery(&message), "%24.cdid=leaf1&%24.cmid=m");
     }
 
@@ -339,7 +387,10 @@ mod tests {
                 .filter(|(key, _)| !key.is_empty() && SystemProperty::from_mqtt_key(key).is_none())
                 .map(|(key, value)| Property { key, value })
                 .collect(),
-            system: system.into_iter().map(|(i, v)| (SystemProperty::ALL[i], v)).collect(),
+            system: system
+                .into_iter()
+                .map(|(i, v)| (SystemProperty::ALL[i], v))
+                .collect(),
             ..Message::default()
         })
     }

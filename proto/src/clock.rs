@@ -34,7 +34,9 @@ impl SystemClock {
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     fn unix_ms(&self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         ms.saturating_add_signed(self.offset_ms.load(Ordering::Relaxed))
     }
@@ -56,7 +58,10 @@ pub struct ManualClock {
 impl ManualClock {
     /// Stands at `unix_ms`.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary beginning of monotonic time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an arbitrary beginning of monotonic time"
+    )]
     pub fn new(unix_ms: u64) -> Self {
         Self {
             start_unix_ms: unix_ms,

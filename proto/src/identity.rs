@@ -46,7 +46,10 @@ impl Identity {
     /// # Errors
     /// When the text is no id.
     pub fn device(device_id: &str) -> Result<Self, IdentityError> {
-        Ok(Self { device: check(device_id)?, id: device_id.into() })
+        Ok(Self {
+            device: check(device_id)?,
+            id: device_id.into(),
+        })
     }
 
     /// A module of a device.
@@ -56,7 +59,10 @@ impl Identity {
     pub fn module(device_id: &str, module_id: &str) -> Result<Self, IdentityError> {
         let device = check(device_id)?;
         check(module_id)?;
-        Ok(Self { device, id: format!("{device_id}/{module_id}").into() })
+        Ok(Self {
+            device,
+            id: format!("{device_id}/{module_id}").into(),
+        })
     }
 
     /// `device` or `device/module`.
@@ -72,7 +78,10 @@ impl Identity {
         if parts.next().is_some() {
             return Err(IdentityError::TooManyParts);
         }
-        Ok(Self { device, id: id.into() })
+        Ok(Self {
+            device,
+            id: id.into(),
+        })
     }
 
     /// The hub of an edge device: `{device}/$edgeHub`.
@@ -111,7 +120,10 @@ impl Identity {
     #[must_use]
     pub fn device_identity(&self) -> Self {
         if self.is_module() {
-            Self { id: self.device_id().into(), device: self.device }
+            Self {
+                id: self.device_id().into(),
+                device: self.device,
+            }
         } else {
             self.clone()
         }
@@ -181,15 +193,24 @@ mod tests {
         let device = Identity::parse("edge1").unwrap();
         assert_eq!(device.module_id(), None);
         assert_eq!(device, edge1.device_identity());
-        assert_ne!(Identity::parse("Edge1").unwrap(), device, "ids are case-sensitive");
+        assert_ne!(
+            Identity::parse("Edge1").unwrap(),
+            device,
+            "ids are case-sensitive"
+        );
     }
 
     #[test]
     fn what_could_be_more_than_an_id_is_refused() {
-        for bad in ["", "/", "a/", "/m", "a/b/c", "a b", "a+", "#", "a;b", "ä", "a\0", "a\\b"] {
+        for bad in [
+            "", "/", "a/", "/m", "a/b/c", "a b", "a+", "#", "a;b", "ä", "a\0", "a\\b",
+        ] {
             assert!(Identity::parse(bad).is_err(), "{bad:?}");
         }
-        assert_eq!(Identity::parse(&"x".repeat(129)), Err(IdentityError::TooLong));
+        assert_eq!(
+            Identity::parse(&"x".repeat(129)),
+            Err(IdentityError::TooLong)
+        );
         assert!(Identity::parse(&"x".repeat(128)).is_ok());
         assert!(Identity::device("a/b").is_err());
     }

@@ -28,4 +28,30 @@ pub mod username;
 pub mod records {
     #![allow(missing_docs, clippy::all)]
     include!(concat!(env!("OUT_DIR"), "/edgehub.v1.rs"));
+
+    impl std::fmt::Debug for StoredIdentity {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("StoredIdentity")
+                .field("device_id", &self.device_id)
+                .field("module_id", &self.module_id)
+                .field("keys", &"***")
+                .finish_non_exhaustive()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::records::StoredIdentity;
+
+    #[test]
+    fn a_stored_identity_does_not_show_its_keys() {
+        let record = StoredIdentity {
+            device_id: "leaf1".into(),
+            primary_key: "c2VjcmV0".into(),
+            ..StoredIdentity::default()
+        };
+        let text = format!("{record:?}");
+        assert!(text.contains("leaf1") && !text.contains("c2VjcmV0"), "{text}");
+    }
 }

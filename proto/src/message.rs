@@ -37,15 +37,22 @@ impl Message {
             .iter()
             .map(|p| units(&p.key) + p.value.as_deref().map_or(0, units))
             .sum();
-        let system: usize =
-            self.system.iter().map(|(property, value)| property.name().len() + units(value)).sum();
+        let system: usize = self
+            .system
+            .iter()
+            .map(|(property, value)| property.name().len() + units(value))
+            .sum();
         self.body.len() + properties + system
     }
 }
 
 /// Length in UTF-16 units, which for ASCII is the length.
 fn units(text: &str) -> usize {
-    if text.is_ascii() { text.len() } else { text.encode_utf16().count() }
+    if text.is_ascii() {
+        text.len()
+    } else {
+        text.encode_utf16().count()
+    }
 }
 
 macro_rules! system_properties {
@@ -188,13 +195,19 @@ impl SystemProperty {
         if !key.starts_with("$.") && key != "ack" && key != "iothub-operation" {
             return None;
         }
-        Self::ALL.iter().copied().find(|p| p.mqtt_in() && p.mqtt_key() == Some(key))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|p| p.mqtt_in() && p.mqtt_key() == Some(key))
     }
 
     /// The property of an internal name, in any case.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|p| p.name().eq_ignore_ascii_case(name))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|p| p.name().eq_ignore_ascii_case(name))
     }
 }
 
@@ -206,7 +219,10 @@ impl SystemProperties {
     /// The value of a property.
     #[must_use]
     pub fn get(&self, property: SystemProperty) -> Option<&str> {
-        self.0.iter().find(|(p, _)| *p == property).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(p, _)| *p == property)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Sets a property; a value that was there is replaced.
@@ -226,7 +242,9 @@ impl SystemProperties {
 
     /// All of them, in the order in which they were set.
     pub fn iter(&self) -> impl Iterator<Item = (SystemProperty, &str)> {
-        self.0.iter().map(|(property, value)| (*property, value.as_str()))
+        self.0
+            .iter()
+            .map(|(property, value)| (*property, value.as_str()))
     }
 
     /// How many there are.
@@ -264,11 +282,17 @@ mod tests {
         let mut keys = HashSet::new();
         for property in SystemProperty::ALL.iter().copied() {
             assert!(numbers.insert(property.number()));
-            assert_eq!(SystemProperty::from_number(property.number()), Some(property));
+            assert_eq!(
+                SystemProperty::from_number(property.number()),
+                Some(property)
+            );
             assert_eq!(SystemProperty::from_name(property.name()), Some(property));
             if let Some(key) = property.mqtt_key() {
                 assert!(keys.insert(key));
-                assert_eq!(SystemProperty::from_mqtt_key(key).is_some(), property.mqtt_in());
+                assert_eq!(
+                    SystemProperty::from_mqtt_key(key).is_some(),
+                    property.mqtt_in()
+                );
             }
         }
     }
@@ -277,18 +301,33 @@ mod tests {
     fn identity_keys_are_never_taken_from_a_client() {
         assert_eq!(SystemProperty::from_mqtt_key("$.cdid"), None);
         assert_eq!(SystemProperty::from_mqtt_key("$.cmid"), None);
-        assert_eq!(SystemProperty::from_mqtt_key("$.mid"), Some(SystemProperty::MessageId));
+        assert_eq!(
+            SystemProperty::from_mqtt_key("$.mid"),
+            Some(SystemProperty::MessageId)
+        );
     }
 
     #[test]
     fn size_counts_body_keys_and_values() {
-        let mut message = Message { body: Bytes::from_static(b"12345"), ..Message::default() };
-        message.properties.push(Property { key: "ab".into(), value: Some("c".into()) });
-        message.properties.push(Property { key: "n".into(), value: None });
+        let mut message = Message {
+            body: Bytes::from_static(b"12345"),
+            ..Message::default()
+        };
+        message.properties.push(Property {
+            key: "ab".into(),
+            value: Some("c".into()),
+        });
+        message.properties.push(Property {
+            key: "n".into(),
+            value: None,
+        });
         message.system.set(SystemProperty::To, "x");
         assert_eq!(message.size(), 5 + 3 + 1 + 2 + 1);
         // As the reference counts: one unit for a letter of two bytes, two for an emoji of four.
-        message.properties.push(Property { key: "ä".into(), value: Some("😀".into()) });
+        message.properties.push(Property {
+            key: "ä".into(),
+            value: Some("😀".into()),
+        });
         assert_eq!(message.size(), 12 + 1 + 2);
     }
 

@@ -88,7 +88,10 @@ impl SasToken {
             }
         }
         let required = |value: Option<&str>, name| {
-            value.filter(|v| !v.is_empty()).map(str::to_owned).ok_or(SasError::Missing(name))
+            value
+                .filter(|v| !v.is_empty())
+                .map(str::to_owned)
+                .ok_or(SasError::Missing(name))
         };
         let expiry_text = decode(&required(expiry, "se")?)?;
         Ok(Self {
@@ -170,7 +173,9 @@ fn expiry_ms(text: &str) -> Option<u64> {
 /// Form decoding: `+` is a blank, `%XX` a byte, a broken escape stays.
 fn decode(text: &str) -> Result<String, SasError> {
     let plus = text.replace('+', " ");
-    let decoded = percent_decode_str(&plus).decode_utf8().map_err(|_| SasError::NotUtf8)?;
+    let decoded = percent_decode_str(&plus)
+        .decode_utf8()
+        .map_err(|_| SasError::NotUtf8)?;
     Ok(decoded.into_owned())
 }
 
@@ -266,15 +271,24 @@ mod tests {
     fn what_is_no_token_is_diagnosed() {
         let parse = SasToken::parse;
         assert_eq!(parse(""), Err(SasError::NotASignature));
-        assert_eq!(parse("sharedaccesssignature sr=a&sig=b&se=1"), Err(SasError::NotASignature));
+        assert_eq!(
+            parse("sharedaccesssignature sr=a&sig=b&se=1"),
+            Err(SasError::NotASignature)
+        );
         let three = "SharedAccessSignature sr=a&sig=b &se=1";
         assert_eq!(parse(three), Err(SasError::NotASignature));
         let field = "SharedAccessSignature sr=a&sig&se=1";
         assert_eq!(parse(field), Err(SasError::FieldWithoutValue));
         let twice = "SharedAccessSignature sr=a&sig=b&se=1&SR=c";
         assert_eq!(parse(twice), Err(SasError::Repeated));
-        assert_eq!(parse("SharedAccessSignature sr=a&se=1"), Err(SasError::Missing("sig")));
-        assert_eq!(parse("SharedAccessSignature sr=&sig=b&se=1"), Err(SasError::Missing("sr")));
+        assert_eq!(
+            parse("SharedAccessSignature sr=a&se=1"),
+            Err(SasError::Missing("sig"))
+        );
+        assert_eq!(
+            parse("SharedAccessSignature sr=&sig=b&se=1"),
+            Err(SasError::Missing("sr"))
+        );
         for expiry in ["soon", "-1", "NaN", "inf", "infinity", "1e999", "%2B1+"] {
             let text = format!("SharedAccessSignature sr=a&sig=b&se={expiry}");
             assert_eq!(parse(&text), Err(SasError::Expiry), "{expiry}");
@@ -304,7 +318,10 @@ mod tests {
             });
             assert!(found, "{raw}");
         }
-        assert_eq!(audiences("h.net%2Fdevices%2Fd").next().unwrap().module_id, None);
+        assert_eq!(
+            audiences("h.net%2Fdevices%2Fd").next().unwrap().module_id,
+            None
+        );
         assert_eq!(audiences("h.net").count(), 0);
         assert_eq!(audiences("h%2Fdevices%2Fd%2Fmodules").count(), 0);
         assert_eq!(audiences("%2Fdevices%2Fd").count(), 0);

@@ -186,7 +186,10 @@ mod tests {
     #[test]
     fn type_is_the_last_property_of_a_credential() {
         let text = serde_json::to_string(&Authentication::default()).unwrap();
-        assert_eq!(text, r#"{"symmetricKey":null,"x509Thumbprint":null,"type":""}"#);
+        assert_eq!(
+            text,
+            r#"{"symmetricKey":null,"x509Thumbprint":null,"type":""}"#
+        );
     }
 
     #[test]
@@ -205,8 +208,11 @@ mod tests {
 
     #[test]
     fn the_first_request_has_no_link() {
-        let request =
-            ScopeRequest { page_size: Some(10), continuation_link: None, auth_chain: "e".into() };
+        let request = ScopeRequest {
+            page_size: Some(10),
+            continuation_link: None,
+            auth_chain: "e".into(),
+        };
         let text = serde_json::to_string(&request).unwrap();
         assert_eq!(text, r#"{"pageSize":10,"authChain":"e"}"#);
         assert!(serde_json::from_str::<ScopeRequest>("{}").is_err());

@@ -27,7 +27,11 @@ pub enum StoredError {
 /// once more. A test compares the bytes with prost's.
 #[must_use]
 pub fn encode_message(message: &Message) -> Bytes {
-    let Message { body, properties, system } = message;
+    let Message {
+        body,
+        properties,
+        system,
+    } = message;
     let all_present = properties.iter().all(|p| p.value.is_some());
     let present_length = if all_present { 0 } else { properties.len() };
     let numbers_length: usize = system.iter().map(|(p, _)| varint_length(p.number())).sum();
@@ -36,7 +40,10 @@ pub fn encode_message(message: &Message) -> Bytes {
         length += length_of(property.key.len(), true);
         length += length_of(property.value.as_deref().unwrap_or("").len(), true);
     }
-    length += system.iter().map(|(_, value)| length_of(value.len(), true)).sum::<usize>();
+    length += system
+        .iter()
+        .map(|(_, value)| length_of(value.len(), true))
+        .sum::<usize>();
     length += length_of(body.len(), false);
 
     let mut record = Vec::with_capacity(length);
@@ -44,7 +51,11 @@ pub fn encode_message(message: &Message) -> Bytes {
         put(field::KEYS, property.key.as_bytes(), &mut record);
     }
     for property in properties {
-        put(field::VALUES, property.value.as_deref().unwrap_or("").as_bytes(), &mut record);
+        put(
+            field::VALUES,
+            property.value.as_deref().unwrap_or("").as_bytes(),
+            &mut record,
+        );
     }
     if present_length > 0 {
         put_head(field::PRESENT, present_length, &mut record);
@@ -126,7 +137,10 @@ pub fn decode_message(bytes: Bytes) -> Result<Message, StoredError> {
         .keys
         .into_iter()
         .zip(record.values)
-        .map(|(key, value)| Property { key, value: present.next().unwrap_or(true).then_some(value) })
+        .map(|(key, value)| Property {
+            key,
+            value: present.next().unwrap_or(true).then_some(value),
+        })
         .collect();
     let system: SystemProperties = record
         .system
@@ -134,7 +148,11 @@ pub fn decode_message(bytes: Bytes) -> Result<Message, StoredError> {
         .zip(record.system_values)
         .filter_map(|(number, value)| Some((SystemProperty::from_number(number)?, value)))
         .collect();
-    Ok(Message { body: record.body, properties, system })
+    Ok(Message {
+        body: record.body,
+        properties,
+        system,
+    })
 }
 
 #[cfg(test)]
@@ -150,17 +168,35 @@ mod tests {
         let present = properties.iter().map(|p| p.value.is_some());
         StoredMessage {
             keys: properties.iter().map(|p| p.key.clone()).collect(),
-            values: properties.iter().map(|p| p.value.clone().unwrap_or_default()).collect(),
-            present: if absent { present.collect() } else { Vec::new() },
-            system: message.system.iter().map(|(property, _)| property.number()).collect(),
-            system_values: message.system.iter().map(|(_, value)| value.to_owned()).collect(),
+            values: properties
+                .iter()
+                .map(|p| p.value.clone().unwrap_or_default())
+                .collect(),
+            present: if absent {
+                present.collect()
+            } else {
+                Vec::new()
+            },
+            system: message
+                .system
+                .iter()
+                .map(|(property, _)| property.number())
+                .collect(),
+            system_values: message
+                .system
+                .iter()
+                .map(|(_, value)| value.to_owned())
+                .collect(),
             body: message.body.clone(),
         }
     }
 
     #[test]
     fn the_body_is_a_slice_of_what_was_read() {
-        let message = Message { body: vec![7; 1000].into(), ..Message::default() };
+        let message = Message {
+            body: vec![7; 1000].into(),
+            ..Message::default()
+        };
         let bytes = encode_message(&message);
         let range = bytes.as_ptr_range();
         let body = decode_message(bytes).unwrap().body;
@@ -181,7 +217,10 @@ mod tests {
 
     #[test]
     fn lists_that_do_not_fit_are_refused() {
-        let record = StoredMessage { keys: vec!["a".into()], ..StoredMessage::default() };
+        let record = StoredMessage {
+            keys: vec!["a".into()],
+            ..StoredMessage::default()
+        };
         let bytes = Bytes::from(record.encode_to_vec());
         assert_eq!(decode_message(bytes), Err(StoredError::Inconsistent));
     }
@@ -189,8 +228,7 @@ mod tests {
     fn message() -> impl Strategy<Value = Message> {
         let body = proptest::collection::vec(any::<u8>(), 0..300);
         let text = || prop_oneof![any::<String>(), ".{120,140}"];
-        let properties =
-            proptest::collection::vec((text(), proptest::option::of(text())), 0..6);
+        let properties = proptest::collection::vec((text(), proptest::option::of(text())), 0..6);
         let system = proptest::collection::vec((0..SystemProperty::ALL.len(), text()), 0..6);
         (body, properties, system).prop_map(|(body, properties, system)| Message {
             body: body.into(),
@@ -198,7 +236,10 @@ mod tests {
                 .into_iter()
                 .map(|(key, value)| Property { key, value })
                 .collect(),
-            system: system.into_iter().map(|(i, v)| (SystemProperty::ALL[i], v)).collect(),
+            system: system
+                .into_iter()
+                .map(|(i, v)| (SystemProperty::ALL[i], v))
+                .collect(),
         })
     }
 

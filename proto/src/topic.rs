@@ -46,14 +46,19 @@ pub fn parse_publish(topic: &str) -> PublishTopic<'_> {
     if let Some(rest) = topic.strip_prefix("devices/") {
         return telemetry_parts(rest).unwrap_or(PublishTopic::Unknown);
     }
-    let Some(rest) = topic.strip_prefix("$iothub/") else { return PublishTopic::Unknown };
+    let Some(rest) = topic.strip_prefix("$iothub/") else {
+        return PublishTopic::Unknown;
+    };
     if let Some(query) = rest.strip_prefix("twin/GET/?") {
         return PublishTopic::TwinGet { query };
     }
     if let Some(query) = rest.strip_prefix("twin/PATCH/properties/reported/?") {
         return PublishTopic::TwinPatch { query };
     }
-    match rest.strip_prefix("methods/res/").and_then(|rest| rest.split_once("/?")) {
+    match rest
+        .strip_prefix("methods/res/")
+        .and_then(|rest| rest.split_once("/?"))
+    {
         Some((status, query)) if !status.contains('/') => {
             PublishTopic::MethodResponse { status, query }
         }
@@ -80,7 +85,11 @@ fn telemetry_parts(rest: &str) -> Option<PublishTopic<'_>> {
     if device_id.is_empty() || module_id.is_some_and(str::is_empty) {
         return None;
     }
-    Some(PublishTopic::Telemetry { device_id, module_id, bag })
+    Some(PublishTopic::Telemetry {
+        device_id,
+        module_id,
+        bag,
+    })
 }
 
 /// The topic of telemetry of `identity`, for sending upstream.
@@ -101,9 +110,11 @@ mod tests {
 
     fn parts(topic: &str) -> Option<(&str, Option<&str>, &str)> {
         match parse_publish(topic) {
-            PublishTopic::Telemetry { device_id, module_id, bag } => {
-                Some((device_id, module_id, bag))
-            }
+            PublishTopic::Telemetry {
+                device_id,
+                module_id,
+                bag,
+            } => Some((device_id, module_id, bag)),
             _ => None,
         }
     }
@@ -116,8 +127,14 @@ mod tests {
             ("devices/d/messages/events/a=b", ("d", None, "a=b")),
             ("devices/d/messages/events/a=b/", ("d", None, "a=b")),
             ("devices/d/messages/events/?a=b", ("d", None, "?a=b")),
-            ("devices/d/messages/events/$.ct=application/json", ("d", None, "$.ct=application/json")),
-            ("devices/d/modules/m/messages/events/%24.on=o/", ("d", Some("m"), "%24.on=o")),
+            (
+                "devices/d/messages/events/$.ct=application/json",
+                ("d", None, "$.ct=application/json"),
+            ),
+            (
+                "devices/d/modules/m/messages/events/%24.on=o/",
+                ("d", Some("m"), "%24.on=o"),
+            ),
         ] {
             assert_eq!(parts(topic), Some(expected), "{topic}");
         }
@@ -136,10 +153,22 @@ mod tests {
         assert!(!names("devices/edge/messages/events/", &edge1));
         assert!(!names("devices/edge1/modules/m/messages/events/", &edge1));
         let module = Identity::parse("edge1/mod1").unwrap();
-        assert!(names("devices/edge1/modules/mod1/messages/events/", &module));
-        assert!(!names("devices/edge1/modules/mod10/messages/events/", &module));
-        assert!(!names("devices/edge10/modules/mod1/messages/events/", &module));
-        assert!(!names("devices/edge1%2Fmodules%2Fmod1/messages/events/", &module));
+        assert!(names(
+            "devices/edge1/modules/mod1/messages/events/",
+            &module
+        ));
+        assert!(!names(
+            "devices/edge1/modules/mod10/messages/events/",
+            &module
+        ));
+        assert!(!names(
+            "devices/edge10/modules/mod1/messages/events/",
+            &module
+        ));
+        assert!(!names(
+            "devices/edge1%2Fmodules%2Fmod1/messages/events/",
+            &module
+        ));
     }
 
     #[test]
@@ -166,14 +195,20 @@ mod tests {
     #[test]
     fn requests_keep_their_query() {
         let query = "$rid=7";
-        assert_eq!(parse_publish("$iothub/twin/GET/?$rid=7"), PublishTopic::TwinGet { query });
+        assert_eq!(
+            parse_publish("$iothub/twin/GET/?$rid=7"),
+            PublishTopic::TwinGet { query }
+        );
         assert_eq!(
             parse_publish("$iothub/twin/PATCH/properties/reported/?$rid=7"),
             PublishTopic::TwinPatch { query }
         );
         assert_eq!(
             parse_publish("$iothub/methods/res/200/?$rid=7"),
-            PublishTopic::MethodResponse { status: "200", query }
+            PublishTopic::MethodResponse {
+                status: "200",
+                query
+            }
         );
     }
 

@@ -10,12 +10,18 @@ use crate::limits::USER_NAME_LENGTH_MAX;
 /// The api-version that this hub names upstream.
 pub const API_VERSION: &str = "2020-09-30";
 
-const RESERVED: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// One legacy form that ends without `?` and has a slash in its parameters: an old container.
-const LEGACY_TAIL: [&str; 3] =
-    ["api-version=2017-06-30", "DeviceClientType=Microsoft.Azure.Devices.Client", "1.5.1-preview-003"];
+const LEGACY_TAIL: [&str; 3] = [
+    "api-version=2017-06-30",
+    "DeviceClientType=Microsoft.Azure.Devices.Client",
+    "1.5.1-preview-003",
+];
 
 /// What [`LEGACY_TAIL`] says, in the form that is parsed.
 const LEGACY_PARAMETERS: &str = "api-version=2017-06-30\
@@ -89,7 +95,9 @@ impl MqttUserName {
     }
 
     fn without_slash(ids: &[&str], last: &str) -> Result<Self, UserNameError> {
-        let (id, parameters) = last.split_once("?api-version=").ok_or(UserNameError::Form)?;
+        let (id, parameters) = last
+            .split_once("?api-version=")
+            .ok_or(UserNameError::Form)?;
         let mut all = ids.to_vec();
         all.push(id);
         Self::build(&all, &format!("api-version={parameters}"))
@@ -102,8 +110,12 @@ impl MqttUserName {
             _ => return Err(UserNameError::Form),
         };
         let parameters = Parameters(parameters);
-        let api_version = parameters.get("api-version")?.filter(|v| !v.trim().is_empty());
-        let chain = parameters.get("auth-chain")?.filter(|chain| !chain.is_empty());
+        let api_version = parameters
+            .get("api-version")?
+            .filter(|v| !v.trim().is_empty());
+        let chain = parameters
+            .get("auth-chain")?
+            .filter(|chain| !chain.is_empty());
         Ok(Self {
             identity,
             api_version: api_version.ok_or(UserNameError::NoApiVersion)?,
@@ -119,10 +131,17 @@ struct Parameters<'a>(&'a str);
 impl Parameters<'_> {
     /// The first parameter of that name, decoded; names are not encoded.
     fn get(&self, name: &str) -> Result<Option<String>, UserNameError> {
-        let mut pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let Some((_, value)) = pairs.find(|(key, _)| *key == name) else { return Ok(None) };
+        let mut pairs = self
+            .0
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let Some((_, value)) = pairs.find(|(key, _)| *key == name) else {
+            return Ok(None);
+        };
         let decoded = percent_decode_str(value).decode_utf8();
-        Ok(Some(decoded.map_err(|_| UserNameError::NotUtf8)?.into_owned()))
+        Ok(Some(
+            decoded.map_err(|_| UserNameError::NotUtf8)?.into_owned(),
+        ))
     }
 }
 
@@ -157,9 +176,18 @@ mod tests {
     #[test]
     fn the_forms_of_all_sdks_parse() {
         for (text, identity) in [
-            ("h/leaf1/?api-version=2021-04-12&DeviceClientType=azure-iot-device%2F1.18.4%20(node%20v20)", "leaf1"),
-            ("gw.local/edge1/filter/?api-version=2020-09-30&DeviceClientType=.NET%2F1.42.0&model-id=dtmi%3Acom%3Aex%3BT1", "edge1/filter"),
-            ("parent.local/leaf1/?api-version=2020-09-30&DeviceClientType=x&auth-chain=leaf1%3Bedge-low", "leaf1"),
+            (
+                "h/leaf1/?api-version=2021-04-12&DeviceClientType=azure-iot-device%2F1.18.4%20(node%20v20)",
+                "leaf1",
+            ),
+            (
+                "gw.local/edge1/filter/?api-version=2020-09-30&DeviceClientType=.NET%2F1.42.0&model-id=dtmi%3Acom%3Aex%3BT1",
+                "edge1/filter",
+            ),
+            (
+                "parent.local/leaf1/?api-version=2020-09-30&DeviceClientType=x&auth-chain=leaf1%3Bedge-low",
+                "leaf1",
+            ),
             ("h/dev1/api-version=2016-11-14", "dev1"),
             ("h/dev1/mod1/api-version=2016-11-14&x", "dev1/mod1"),
             ("h/ dev1 /?api-version=1", "dev1"),
@@ -167,7 +195,10 @@ mod tests {
             ("h/dev1/mod1?api-version=1", "dev1/mod1"),
             ("hub/dev?1/?api-version=2019-10-01", "dev?1"),
             ("h/edge10/?api-version=1", "edge10"),
-            ("h/d/m/api-version=2017-06-30/DeviceClientType=Microsoft.Azure.Devices.Client/1.5.1-preview-003", "d/m"),
+            (
+                "h/d/m/api-version=2017-06-30/DeviceClientType=Microsoft.Azure.Devices.Client/1.5.1-preview-003",
+                "d/m",
+            ),
         ] {
             let name = MqttUserName::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(name.identity.as_str(), identity, "{text}");
@@ -176,7 +207,8 @@ mod tests {
 
     #[test]
     fn parameters_are_decoded_and_the_first_of_a_name_wins() {
-        let text = "h/leaf1/?api-version=1&auth-chain=leaf1%3Bedge2&api-version=2&model-id=dtmi%3Aa";
+        let text =
+            "h/leaf1/?api-version=1&auth-chain=leaf1%3Bedge2&api-version=2&model-id=dtmi%3Aa";
         let name = MqttUserName::parse(text).unwrap();
         assert_eq!(name.api_version, "1");
         assert_eq!(name.auth_chain.unwrap().to_string(), "leaf1;edge2");
