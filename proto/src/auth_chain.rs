@@ -137,6 +137,8 @@ mod tests {
             AuthChain::parse("a b;c"),
             Err(AuthChainError::Element(_))
         ));
+        let many = vec![Identity::parse("a").unwrap(); MAX_AUTH_CHAIN_ELEMENTS + 1];
+        assert_eq!(AuthChain::new(many), Err(AuthChainError::TooLong));
         let full = AuthChain::parse(&"a;".repeat(MAX_AUTH_CHAIN_ELEMENTS)).unwrap();
         assert_eq!(full.elements().len(), MAX_AUTH_CHAIN_ELEMENTS);
     }

@@ -52,6 +52,9 @@ mod tests {
             ..StoredIdentity::default()
         };
         let text = format!("{record:?}");
-        assert!(text.contains("leaf1") && !text.contains("c2VjcmV0"), "{text}");
+        assert!(
+            text.contains("leaf1") && !text.contains("c2VjcmV0"),
+            "{text}"
+        );
     }
 }

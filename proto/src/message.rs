@@ -298,6 +298,47 @@ mod tests {
     }
 
     #[test]
+    fn the_table_is_that_of_the_specification() {
+        // spec/mqtt.md 4.1: key, name, in, out; spec/core.md 1.2: forwarded upstream.
+        let rows = [
+            ("$.mid", "messageId", true, true, true),
+            ("$.cid", "cid", true, true, true),
+            ("$.uid", "userId", true, true, true),
+            ("$.to", "to", true, true, true),
+            ("$.exp", "absolute-expiry-time", true, true, false),
+            ("$.ct", "contentType", true, true, true),
+            ("$.ce", "contentEncoding", true, true, true),
+            ("$.ctime", "creationTime", true, true, true),
+            ("$.schema", "messageSchema", true, true, true),
+            ("$.sub", "dt-subject", true, true, true),
+            ("$.ifid", "iothub-interface-id", true, false, true),
+            ("$.on", "outputName", true, false, false),
+            ("$.cdid", "connectionDeviceId", false, true, false),
+            ("$.cmid", "connectionModuleId", false, true, false),
+            ("ack", "ack", true, true, false),
+            ("iothub-operation", "operation", true, true, false),
+        ];
+        for (key, name, taken, written, up) in rows {
+            let property = SystemProperty::from_name(name).unwrap();
+            assert_eq!(property.mqtt_key(), Some(key));
+            assert_eq!(property.mqtt_in(), taken, "{key}");
+            assert_eq!(property.mqtt_out(), written, "{key}");
+            assert_eq!(property.forwarded_upstream(), up, "{key}");
+        }
+        let with_key = SystemProperty::ALL
+            .iter()
+            .filter(|p| p.mqtt_key().is_some())
+            .count();
+        assert_eq!(with_key, rows.len());
+        let hidden = SystemProperty::ALL
+            .iter()
+            .filter(|p| p.mqtt_key().is_none());
+        for property in hidden {
+            assert!(!property.mqtt_in() && !property.mqtt_out() && !property.forwarded_upstream());
+        }
+    }
+
+    #[test]
     fn identity_keys_are_never_taken_from_a_client() {
         assert_eq!(SystemProperty::from_mqtt_key("$.cdid"), None);
         assert_eq!(SystemProperty::from_mqtt_key("$.cmid"), None);

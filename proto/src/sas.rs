@@ -262,6 +262,48 @@ mod tests {
     }
 
     #[test]
+    fn the_vectors_of_the_specification_are_read_and_written() {
+        // spec/auth-hierarchy-http.md 2.2; that the signatures are right is tested in auth.
+        for (resource, signature) in [
+            (
+                "contoso.azure-devices.net%2Fdevices%2Fleaf1",
+                "6sF7tkohqVI1CRLNje01Ad5UG9tMovIaZoL8XkVm5Zc=",
+            ),
+            (
+                "contoso.azure-devices.net%2fdevices%2fleaf1",
+                "JkZE8Gt0ciPgMAuPaoryc1PSY1RYLfsZoJqC8YZFdgw=",
+            ),
+            (
+                "contoso.azure-devices.net%2Fdevices%2Fedge1%2Fmodules%2F%2524edgeHub",
+                "F6fyURxneqjSfaaqmeHGIuD5ZSurRW0AyZ1bxGqvOL0=",
+            ),
+        ] {
+            let token = SasToken::parse(&format(resource, signature, 4_102_444_800)).unwrap();
+            assert_eq!(token.signature(), signature);
+            assert_eq!(token.string_to_sign(), format!("{resource}\n4102444800"));
+        }
+        assert_eq!(
+            encode_resource("h.net/devices/$a~ b"),
+            "h.net%2Fdevices%2F%24a%7E%20b"
+        );
+    }
+
+    #[test]
+    fn an_audience_of_a_prefix_is_another_one() {
+        let raw = "h%2Fdevices%2Fedge10%2Fmodules%2F%2524edgeHub";
+        assert!(audiences(raw).all(|audience| audience.device_id == "edge10"));
+        assert_eq!(
+            audiences("h%2Fdevices%2Fa%2F..%2Fb").count(),
+            1,
+            "never a device alone"
+        );
+        let smuggled = audiences("h%2Fdevices%2Fedge1%252Fmodules%252Fm")
+            .next()
+            .unwrap();
+        assert_eq!(smuggled.device_id, "edge1%2Fmodules%2Fm");
+    }
+
+    #[test]
     fn an_unencoded_signature_passes() {
         let token = SasToken::parse("SharedAccessSignature sr=h&sig=a+b/c==&se=1").unwrap();
         assert_eq!(token.signature(), "a+b/c==");

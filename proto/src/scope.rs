@@ -218,7 +218,113 @@ mod tests {
         assert!(serde_json::from_str::<ScopeRequest>("{}").is_err());
     }
 
+    fn maybe(pattern: &'static str) -> impl Strategy<Value = Option<String>> {
+        proptest::option::of(pattern)
+    }
+
+    fn authentication() -> impl Strategy<Value = Option<Authentication>> {
+        let key = (maybe(".{0,8}"), maybe(".{0,8}")).prop_map(|(primary_key, secondary_key)| {
+            SymmetricKey {
+                primary_key,
+                secondary_key,
+            }
+        });
+        let thumbprint = (maybe("[0-9A-F]{0,8}"), maybe("[0-9A-F]{0,8}")).prop_map(
+            |(primary_thumbprint, secondary_thumbprint)| X509Thumbprint {
+                primary_thumbprint,
+                secondary_thumbprint,
+            },
+        );
+        let parts = (
+            proptest::option::of(key),
+            proptest::option::of(thumbprint),
+            ".{0,8}",
+        );
+        proptest::option::of(parts.prop_map(|(symmetric_key, x509_thumbprint, kind)| {
+            Authentication {
+                symmetric_key,
+                x509_thumbprint,
+                kind,
+            }
+        }))
+    }
+
+    fn device() -> impl Strategy<Value = Device> {
+        let capabilities = any::<bool>().prop_map(|iot_edge| Capabilities { iot_edge });
+        (
+            ".{0,8}",
+            "[0-9]{0,8}",
+            "(enabled|disabled)?",
+            authentication(),
+            proptest::option::of(capabilities),
+            maybe(".{0,8}"),
+            proptest::option::of(proptest::collection::vec(".{0,8}", 0..3)),
+        )
+            .prop_map(|parts| Device {
+                device_id: parts.0,
+                generation_id: parts.1,
+                status: parts.2,
+                authentication: parts.3,
+                capabilities: parts.4,
+                device_scope: parts.5,
+                parent_scopes: parts.6,
+            })
+    }
+
+    fn module() -> impl Strategy<Value = Module> {
+        (
+            ".{0,8}",
+            ".{0,8}",
+            "[0-9]{0,8}",
+            maybe(".{0,8}"),
+            authentication(),
+        )
+            .prop_map(|parts| Module {
+                module_id: parts.0,
+                device_id: parts.1,
+                generation_id: parts.2,
+                managed_by: parts.3,
+                authentication: parts.4,
+            })
+    }
+
+    /// Takes every null out of a document, at every depth.
+    fn without_nulls(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Object(map) => {
+                map.retain(|_, value| !value.is_null());
+                map.values_mut().for_each(without_nulls);
+            }
+            serde_json::Value::Array(items) => items.iter_mut().for_each(without_nulls),
+            _ => {}
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_page_survives_and_absent_reads_as_null(
+            devices in proptest::collection::vec(device(), 0..3),
+            modules in proptest::collection::vec(module(), 0..3),
+            continuation_link in maybe(".{0,8}"),
+        ) {
+            let page = ScopeResponse { devices, modules, continuation_link };
+            let text = serde_json::to_string(&page).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<ScopeResponse>(&text).unwrap(), &page);
+            let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            without_nulls(&mut value);
+            prop_assert_eq!(&serde_json::from_value::<ScopeResponse>(value).unwrap(), &page);
+        }
+
+        #[test]
+        fn type_stays_last_whatever_the_credential_holds(authentication in authentication()) {
+            let Some(authentication) = authentication else { return Ok(()) };
+            let text = serde_json::to_string(&authentication).unwrap();
+            let kind = serde_json::to_string(&authentication.kind).unwrap();
+            prop_assert!(text.starts_with("{\"symmetricKey\":"), "{}", text);
+            let tail = format!(",\"type\":{kind}}}");
+            prop_assert!(text.ends_with(&tail));
+        }
+
         #[test]
         fn requests_survive(
             size in proptest::option::of(any::<i64>()),

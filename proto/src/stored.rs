@@ -217,12 +217,42 @@ mod tests {
 
     #[test]
     fn lists_that_do_not_fit_are_refused() {
-        let record = StoredMessage {
-            keys: vec!["a".into()],
-            ..StoredMessage::default()
-        };
-        let bytes = Bytes::from(record.encode_to_vec());
-        assert_eq!(decode_message(bytes), Err(StoredError::Inconsistent));
+        let texts = |count| vec![String::from("a"); count];
+        for record in [
+            StoredMessage {
+                keys: texts(1),
+                ..StoredMessage::default()
+            },
+            StoredMessage {
+                values: texts(1),
+                ..StoredMessage::default()
+            },
+            StoredMessage {
+                system: vec![1],
+                ..StoredMessage::default()
+            },
+            StoredMessage {
+                system_values: texts(1),
+                ..StoredMessage::default()
+            },
+            StoredMessage {
+                present: vec![true],
+                ..StoredMessage::default()
+            },
+            StoredMessage {
+                keys: texts(2),
+                values: texts(2),
+                present: vec![true],
+                ..StoredMessage::default()
+            },
+        ] {
+            let bytes = Bytes::from(record.encode_to_vec());
+            assert_eq!(
+                decode_message(bytes),
+                Err(StoredError::Inconsistent),
+                "{record:?}"
+            );
+        }
     }
 
     fn message() -> impl Strategy<Value = Message> {

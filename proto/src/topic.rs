@@ -187,6 +187,10 @@ mod tests {
             "devices/d/messages/devicebound/",
             "$iothub/twin/get/?$rid=1",
             "$iothub/methods/POST/x/?$rid=1",
+            "$iothub/methods/res/200/x/?$rid=1",
+            "$iothub/methods/res/200",
+            "$iothub/twin/GET/x/?$rid=1",
+            "$SYS/broker",
         ] {
             assert_eq!(parse_publish(topic), PublishTopic::Unknown, "{topic}");
         }

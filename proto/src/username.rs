@@ -83,7 +83,7 @@ impl MqttUserName {
             [_host, ids @ .., a, b, c] if ids.len() == 2 && [*a, *b, *c] == LEGACY_TAIL => {
                 (ids, LEGACY_PARAMETERS)
             }
-            [_host, ids @ .., last] if last.contains("?api-version=") && ids.len() < 2 => {
+            [_host, ids @ .., last] if last.contains("?api-version=") => {
                 // The form of an API sample, without a slash before the question mark: IoT Hub
                 // takes it (spec/mqtt.md 2.2, note).
                 return Self::without_slash(ids, last);

@@ -1,0 +1,245 @@
+//! Puts the bridge together: scope service, transport, pump.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use edgehub_auth::{
+    authenticator::IdentityRefresh, sas_signer::TokenSource, scope_cache::ScopeCache,
+};
+use edgehub_proto::{
+    clock::Clock,
+    identity::{Identity, IdentityError},
+};
+use edgehub_storage::{Queue, Store, StoreError};
+use tokio::sync::watch;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::info;
+
+use crate::{
+    connectivity::{Connectivity, ConnectivityMonitor},
+    dial::Dialer,
+    lanes::{LaneConfig, LaneCounts},
+    mqtt::{MachineConfig, MqttTransport},
+    pump::{Judge, Pump, PumpParts},
+    scope::{HttpClient, HttpScopeApi, ScopeConfig, ScopeKeeper, ScopeRefresh},
+};
+
+/// Everything that can be set. [`BridgeConfig::new`] has the defaults.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BridgeConfig {
+    /// Host to connect to: the parent's (`IOTEDGE_GATEWAYHOSTNAME`) if there is one, else the hub's.
+    pub upstream_host: String,
+    /// MQTT over TLS at the upstream. `UpstreamMqttPort`, default 8883.
+    pub mqtt_port: u16,
+    /// HTTPS at the upstream. `UpstreamHttpsPort`, default 443.
+    pub https_port: u16,
+    /// The device that this hub runs on.
+    pub own_device: Identity,
+    /// Address that outgoing sockets are bound to; unspecified means any. `ListenAddress`.
+    pub local_address: Option<IpAddr>,
+    /// `DeviceClientType` that the upstream is told.
+    pub product_info: String,
+    /// Name resolution, TCP connect and TLS handshake together. `CloudOperationTimeoutSecs`.
+    pub connect_timeout: Duration,
+    /// Whether messages of an identity that is proven gone are dropped. `TrackDeviceState`.
+    pub track_device_state: bool,
+    /// Unacknowledged messages per lane.
+    pub window: usize,
+    /// Limits and durations of the lanes. Its window is overwritten by `window`.
+    pub lanes: LaneConfig,
+    /// Limits and time-outs of each MQTT connection. Its window is overwritten by `window`.
+    pub mqtt: MachineConfig,
+    /// How the scope is kept current.
+    pub scope: ScopeConfig,
+}
+
+impl BridgeConfig {
+    /// Defaults for the hub on `own_device` below `upstream_host`.
+    #[must_use]
+    pub fn new(upstream_host: impl Into<String>, own_device: Identity) -> Self {
+        Self {
+            upstream_host: upstream_host.into(),
+            mqtt_port: 8883,
+            https_port: 443,
+            own_device,
+            local_address: None,
+            product_info: format!("EdgeHub/{}", env!("CARGO_PKG_VERSION")),
+            connect_timeout: Duration::from_secs(20),
+            track_device_state: true,
+            window: crate::limits::WINDOW_DEFAULT,
+            lanes: LaneConfig::default(),
+            mqtt: MachineConfig::default(),
+            scope: ScopeConfig::default(),
+        }
+    }
+}
+
+/// What the bridge works with.
+#[derive(Debug)]
+pub struct BridgeDeps {
+    /// Where the scope is kept.
+    pub store: Store,
+    /// All queues of the endpoint `iothub`, whatever their priority.
+    pub queues: Vec<Queue>,
+    /// Our copy of the scope, which the bridge fills and keeps current.
+    pub scope: Arc<ScopeCache>,
+    /// Tokens of our own `$edgeHub`.
+    pub tokens: Arc<TokenSource>,
+    /// Trust for outgoing TLS.
+    pub tls: Arc<ClientConfig>,
+    /// Wall clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why the bridge does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BridgeError {
+    /// The own device's id leaves no room for a module.
+    #[error("the own device cannot have a hub: {0}")]
+    Identity(#[from] IdentityError),
+    /// The stored scope cannot be read.
+    #[error("the stored scope cannot be read: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// The running bridge. Dropping it stops nothing: the cancellation token does.
+#[derive(Clone)]
+pub struct Bridge {
+    refresh: Arc<dyn IdentityRefresh>,
+    monitor: ConnectivityMonitor,
+    counts: watch::Receiver<LaneCounts>,
+}
+
+impl std::fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bridge")
+            .field("counts", &*self.counts.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Bridge {
+    /// Restores the scope from the store, then starts walks, lanes and connections as tasks of
+    /// `tasks` on the current runtime, until `cancel`: then open sessions finish what is in flight,
+    /// for a few seconds at most. Blocks while it reads the stored scope.
+    ///
+    /// When it returns, a scope that was stored is in the cache, so children can be authenticated.
+    /// It never fails because the upstream is not there.
+    ///
+    /// # Errors
+    ///
+    /// See [`BridgeError`].
+    pub fn start(
+        config: BridgeConfig,
+        deps: BridgeDeps,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> Result<Self, BridgeError> {
+        let BridgeDeps {
+            store,
+            queues,
+            scope,
+            tokens,
+            tls,
+            clock,
+        } = deps;
+        let own_hub = Identity::edge_hub(config.own_device.device_id())?;
+        let monitor = ConnectivityMonitor::new(own_hub.clone());
+        let dialer = Dialer::new(
+            &config.upstream_host,
+            config.local_address,
+            tls,
+            config.connect_timeout,
+        );
+        let http = HttpClient::new(dialer.clone(), config.https_port, tasks.clone());
+        let api = HttpScopeApi::new(
+            http,
+            Arc::clone(&tokens),
+            monitor.clone(),
+            &config.own_device,
+            config.scope.page_size,
+            config.scope.request_timeout,
+        );
+        let scope_config = ScopeConfig {
+            seed: seed(config.scope.seed),
+            ..config.scope
+        };
+        let keeper = ScopeKeeper::restore(api, Arc::clone(&scope), store, own_hub, scope_config)?;
+        let keeper = Arc::new(keeper);
+        let refresh: Arc<dyn IdentityRefresh> =
+            Arc::new(ScopeRefresh::new(Arc::clone(&keeper), tasks.clone()));
+        let transport = MqttTransport {
+            dialer,
+            port: config.mqtt_port,
+            machine: MachineConfig {
+                window: config.window,
+                ..config.mqtt
+            },
+            product_info: config.product_info.into(),
+            tokens,
+            scope: Arc::clone(&scope),
+            tasks: tasks.clone(),
+        };
+        let (counts_sender, counts) = watch::channel(LaneCounts::default());
+        let walked = Arc::clone(&keeper);
+        let judge = Judge {
+            own_device: config.own_device,
+            scope,
+            refresh: Arc::clone(&refresh),
+            has_walked: Box::new(move || walked.has_walked()),
+            track_device_state: config.track_device_state,
+        };
+        let lanes = LaneConfig {
+            window: config.window,
+            seed: seed(config.lanes.seed),
+            ..config.lanes
+        };
+        let parts = PumpParts {
+            config: lanes,
+            queues,
+            transport: Arc::new(transport),
+            clock,
+            monitor: monitor.clone(),
+            judge,
+            counts: counts_sender,
+        };
+        info!(upstream = %config.upstream_host, port = config.mqtt_port, "bridge starts over MQTT");
+        let pump = Pump::new(parts, tasks, cancel);
+        tasks.spawn(pump.run(cancel.clone()));
+        tasks.spawn(keeper.run(monitor.subscribe(), cancel.clone()));
+        Ok(Self {
+            refresh,
+            monitor,
+            counts,
+        })
+    }
+
+    /// Fetches single identities for the authenticator.
+    #[must_use]
+    pub fn identity_refresh(&self) -> Arc<dyn IdentityRefresh> {
+        Arc::clone(&self.refresh)
+    }
+
+    /// Whether the upstream can be reached. Starts as disconnected.
+    #[must_use]
+    pub fn connectivity(&self) -> watch::Receiver<Connectivity> {
+        self.monitor.subscribe()
+    }
+
+    /// Numbers of lanes, connections and bytes in memory.
+    #[must_use]
+    pub fn lane_counts(&self) -> watch::Receiver<LaneCounts> {
+        self.counts.clone()
+    }
+}
+
+/// A seed of zero means any.
+fn seed(configured: u64) -> u64 {
+    if configured == 0 {
+        rand::random()
+    } else {
+        configured
+    }
+}

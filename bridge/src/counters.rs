@@ -1,0 +1,125 @@
+//! The public counters of messages on their way upstream (operations.md A2.3).
+
+use std::collections::{HashMap, VecDeque};
+
+use edgehub_proto::{
+    identity::Identity,
+    message::{Message, SystemProperty},
+    stored,
+};
+use metrics::Counter;
+
+use crate::lanes::{DropReason, Entry};
+
+/// Label values per session that are kept with their counters; others are looked up each time.
+const HANDLES_MAX: usize = 64;
+
+/// Counts `edgehub_messages_sent_total` of one session: when a message is accepted, with handles
+/// that are looked up once per (output, priority).
+#[derive(Debug)]
+pub(crate) struct SentCounters {
+    from: Identity,
+    handles: HashMap<(String, u32), Counter>,
+    /// The last one used: nearly always the next one too.
+    last: Option<(String, u32, Counter)>,
+    /// Counters of messages in flight, from token `front` on.
+    in_flight: VecDeque<Option<Counter>>,
+    front: u64,
+}
+
+impl SentCounters {
+    pub(crate) fn new(from: Identity) -> Self {
+        Self {
+            from,
+            handles: HashMap::new(),
+            last: None,
+            in_flight: VecDeque::new(),
+            front: 0,
+        }
+    }
+
+    /// A message was handed to the connection. Tokens count up by one.
+    pub(crate) fn sent(&mut self, token: u64, output: &str, priority: u32) {
+        let counter = self.handle(output, priority);
+        if self.in_flight.is_empty() {
+            self.front = token;
+        }
+        // Tokens of messages that were not sent leave a gap.
+        while self.front + (self.in_flight.len() as u64) < token {
+            self.in_flight.push_back(None);
+        }
+        self.in_flight.push_back(Some(counter));
+    }
+
+    /// A message was accepted.
+    pub(crate) fn accepted(&mut self, token: u64) {
+        let index = token
+            .checked_sub(self.front)
+            .and_then(|index| usize::try_from(index).ok());
+        if let Some(counter) = index
+            .and_then(|index| self.in_flight.get_mut(index))
+            .and_then(Option::take)
+        {
+            counter.increment(1);
+        }
+        while self.in_flight.front().is_some_and(Option::is_none) {
+            self.in_flight.pop_front();
+            self.front += 1;
+        }
+    }
+
+    fn handle(&mut self, output: &str, priority: u32) -> Counter {
+        if let Some((last_output, last_priority, counter)) = &self.last
+            && *last_priority == priority
+            && last_output == output
+        {
+            return counter.clone();
+        }
+        let key = (output.to_owned(), priority);
+        let counter = self.handles.get(&key).cloned().unwrap_or_else(|| {
+            metrics::counter!(
+                "edgehub_messages_sent_total",
+                "from" => self.from.as_str().to_owned(),
+                "to" => "upstream",
+                "from_route_output" => output.to_owned(),
+                "to_route_input" => "",
+                "priority" => priority.to_string(),
+            )
+        });
+        if self.handles.len() < HANDLES_MAX {
+            self.handles.insert(key, counter.clone());
+        }
+        self.last = Some((output.to_owned(), priority, counter.clone()));
+        counter
+    }
+}
+
+/// The output that a message was sent to, as a label.
+pub(crate) fn output_of(message: &Message) -> &str {
+    message
+        .system
+        .get(SystemProperty::OutputName)
+        .unwrap_or_default()
+}
+
+/// Counts a message that was given up.
+pub(crate) fn count_dropped(entry: &Entry, reason: DropReason) {
+    let message = stored::decode_message(entry.message.clone());
+    let output = message
+        .as_ref()
+        .map(output_of)
+        .unwrap_or_default()
+        .to_owned();
+    dropped(&entry.sender, output, reason);
+}
+
+/// Counts a message that was given up, whose output is known.
+pub(crate) fn dropped(from: &Identity, output: String, reason: DropReason) {
+    metrics::counter!(
+        "edgehub_messages_dropped_total",
+        "reason" => reason.label(),
+        "from" => from.as_str().to_owned(),
+        "from_route_output" => output,
+    )
+    .increment(1);
+}

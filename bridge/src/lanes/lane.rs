@@ -1,0 +1,205 @@
+//! One sender's lane.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use edgehub_proto::identity::Identity;
+
+use super::{message::Entry, session::SessionId};
+
+/// What a lane is doing.
+///
+/// A lane without work and without a session does not exist: there is no idle state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LaneState {
+    /// Waits for its next attempt; the timer holds the time.
+    BackOff {
+        /// The wait ends when another lane gets through after an outage.
+        cut_short: bool,
+        /// The identity is in doubt: the wait ends when the scope changes.
+        refused: bool,
+    },
+    /// We asked for the session's end and wait for it.
+    Closing(SessionId),
+    /// The sender is gone: everything of it is settled as dropped.
+    Dropping,
+    /// A session is being opened.
+    Opening(SessionId),
+    /// Messages may be sent.
+    Ready(Ready),
+    /// In the row for a connection.
+    Waiting,
+}
+
+/// An open session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ready {
+    pub(super) session: SessionId,
+    pub(super) opened_at: Instant,
+    /// Since when there has been nothing to send.
+    pub(super) idle_since: Option<Instant>,
+    /// Wall clock at which the session's credential is to be renewed, Unix milliseconds.
+    pub(super) renew_at_ms: Option<u64>,
+    /// Set while nothing new is sent so that the session can be closed; when that gives up waiting.
+    pub(super) drain_until: Option<Instant>,
+}
+
+/// A lane's messages of one queue.
+#[derive(Debug, Default)]
+pub(super) struct Part {
+    /// Read and waiting, ascending offsets.
+    pub(super) buffer: VecDeque<Entry>,
+    /// The lane's messages from this offset on are not in `buffer` (nor in flight): a catch-up scan
+    /// has to read them. None: the queue's main reader brings them.
+    pub(super) behind_from: Option<u64>,
+    /// Cost of the message at `behind_from` if it did not fit; 0 when not known.
+    pub(super) needs: usize,
+    /// Messages below were sent at least once.
+    pub(super) sent_below: u64,
+    /// Key in the queue's row of lanes that want a scan.
+    pub(super) scan_turn: Option<u64>,
+}
+
+/// A message that was handed to the session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InFlight {
+    pub(super) queue: usize,
+    pub(super) offset: u64,
+    pub(super) shared: Option<u64>,
+    pub(super) cost: usize,
+    pub(super) settled: bool,
+}
+
+/// The message at the head of a lane when its session broke, and how often in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeadFault {
+    pub(super) queue: usize,
+    pub(super) offset: u64,
+    pub(super) count: u32,
+    /// The scheduler's count of accepted messages at the first fault: tells whether others pass.
+    pub(super) accepted_before: u64,
+}
+
+/// One sender's lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) sender: Identity,
+    pub(super) state: LaneState,
+    /// One part per queue, in the queues' order: highest priority first.
+    pub(super) parts: Vec<Part>,
+    /// Handed to the session, ascending tokens without a gap.
+    pub(super) in_flight: VecDeque<InFlight>,
+    /// Token of the first of `in_flight`.
+    pub(super) front_token: u64,
+    /// Entries in all buffers.
+    pub(super) buffered: usize,
+    /// Cost of everything in the buffers and in flight.
+    pub(super) bytes: usize,
+    /// Failures in a row.
+    pub(super) failures: u32,
+    /// When the row began.
+    pub(super) failing_since: Option<Instant>,
+    /// The upstream was asked about the identity in this row of failures.
+    pub(super) refreshed: bool,
+    pub(super) head_fault: Option<HeadFault>,
+    /// Key in the scheduler's timers.
+    pub(super) timer: Option<Instant>,
+    /// Already in the scheduler's list of lanes to look at.
+    pub(super) dirty: bool,
+}
+
+impl Lane {
+    pub(super) fn new(sender: Identity, queues: usize) -> Self {
+        Self {
+            sender,
+            state: LaneState::Waiting,
+            parts: (0..queues).map(|_| Part::default()).collect(),
+            in_flight: VecDeque::new(),
+            front_token: 0,
+            buffered: 0,
+            bytes: 0,
+            failures: 0,
+            failing_since: None,
+            refreshed: false,
+            head_fault: None,
+            timer: None,
+            dirty: false,
+        }
+    }
+
+    pub(super) fn session(&self) -> Option<SessionId> {
+        match self.state {
+            LaneState::Opening(session) | LaneState::Closing(session) => Some(session),
+            LaneState::Ready(ready) => Some(ready.session),
+            LaneState::BackOff { .. } | LaneState::Dropping | LaneState::Waiting => None,
+        }
+    }
+
+    /// A session is open and nobody asked for its end.
+    pub(super) fn may_send(&self) -> bool {
+        matches!(self.state, LaneState::Ready(ready) if ready.drain_until.is_none())
+    }
+
+    /// There are messages that were not handed to a session.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.buffered > 0 || self.parts.iter().any(|part| part.behind_from.is_some())
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        self.has_waiting() || !self.in_flight.is_empty()
+    }
+
+    /// Index of the first queue with something waiting: the lane's place in a turn.
+    pub(super) fn head_queue(&self) -> usize {
+        self.parts
+            .iter()
+            .position(|part| !part.buffer.is_empty() || part.behind_from.is_some())
+            .unwrap_or(usize::MAX)
+    }
+
+    /// Gives up buffers and the window: everything unsettled is behind from its oldest message on,
+    /// so that it is read and sent again in order. Returns the cost that became free.
+    pub(super) fn rewind(&mut self) -> usize {
+        for sent in self.in_flight.drain(..).filter(|sent| !sent.settled) {
+            if let Some(part) = self.parts.get_mut(sent.queue) {
+                part.fall_behind(sent.offset);
+            }
+        }
+        for part in &mut self.parts {
+            if let Some(first) = part.buffer.front() {
+                let first = first.offset;
+                part.fall_behind(first);
+            }
+            part.buffer = VecDeque::new();
+        }
+        self.buffered = 0;
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// The oldest message in flight that is not settled.
+    pub(super) fn oldest_in_flight(&self) -> Option<&InFlight> {
+        self.in_flight.iter().find(|sent| !sent.settled)
+    }
+
+    /// How long the row of failures has lasted.
+    pub(super) fn failing_for(&self, now: Instant) -> Duration {
+        self.failing_since
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    pub(super) fn forget_failures(&mut self) {
+        self.failures = 0;
+        self.failing_since = None;
+        self.refreshed = false;
+    }
+}
+
+impl Part {
+    /// Everything from `offset` on has to be read by a scan.
+    pub(super) fn fall_behind(&mut self, offset: u64) {
+        self.needs = 0;
+        self.behind_from = Some(self.behind_from.map_or(offset, |from| from.min(offset)));
+    }
+}

@@ -1,0 +1,902 @@
+//! The scheduler against a simulated store and upstream: random interleavings of appends, reads,
+//! acknowledgements, losses and the passing of time, each step checked against what was promised.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use edgehub_proto::identity::Identity;
+use proptest::prelude::*;
+
+use super::message::is_expired;
+use super::*;
+
+/// How the upstream treats a sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    Good,
+    /// Every connect is refused.
+    Refused,
+    /// Accepts and never acknowledges.
+    Slow,
+    /// Loses the connection at every publish.
+    Poison,
+}
+
+struct Stored {
+    sender: Identity,
+    size: usize,
+    expires_at_ms: Option<u64>,
+    settled: Option<Outcome>,
+}
+
+struct OpenSession {
+    sender: Identity,
+    opened: bool,
+    close_asked: bool,
+    next_token: u64,
+    /// Unacknowledged: token, queue, offset.
+    pending: VecDeque<(u64, usize, u64)>,
+    /// Everything sent in this session.
+    sent: HashSet<(usize, u64)>,
+    last: BTreeMap<usize, u64>,
+}
+
+struct World {
+    scheduler: Scheduler,
+    config: LaneConfig,
+    start: Instant,
+    now_ms: u64,
+    stored: Vec<Vec<Stored>>,
+    /// What the scheduler knows of each queue's end.
+    known_tail: Vec<u64>,
+    reads: Vec<(usize, u64, ReadFilter)>,
+    settles: Vec<(usize, Vec<Settled>)>,
+    sessions: BTreeMap<SessionId, OpenSession>,
+    /// Settle actions that were given out, before the store heard of them.
+    given_settles: BTreeSet<(usize, u64)>,
+    ever_sent: HashSet<(usize, u64)>,
+    natures: Vec<(Identity, Nature)>,
+    link_up: bool,
+    opens: Vec<u64>,
+    refreshes: Vec<Identity>,
+    max_message: usize,
+}
+
+const UNIX_MS: u64 = 1_800_000_000_000;
+
+fn small_config() -> LaneConfig {
+    LaneConfig {
+        window: 4,
+        lane_entries_max: 6,
+        lane_bytes_max: 2500,
+        bytes_max: 6000,
+        lanes_max: 64,
+        connections_max: 4,
+        connects_per_second: 20.0,
+        connects_burst: 3,
+        read_entries: 5,
+        read_scan: 9,
+        unconfirmed_max: 24,
+        lease: Duration::from_secs(2),
+        drain_timeout: Duration::from_secs(3),
+        seed: 42,
+        ..LaneConfig::default()
+    }
+}
+
+fn sender(index: usize) -> Identity {
+    Identity::device(&format!("leaf{index}")).unwrap()
+}
+
+impl World {
+    fn new(config: LaneConfig, queues: usize, natures: &[Nature]) -> Self {
+        let start = tokio::time::Instant::now().into_std();
+        let starts: Vec<QueueStart> = (0..queues)
+            .map(|index| QueueStart {
+                priority: index as u32,
+                mark: 0,
+                next_offset: 0,
+            })
+            .collect();
+        let now = Now {
+            instant: start,
+            unix_ms: UNIX_MS,
+        };
+        Self {
+            scheduler: Scheduler::new(config.clone(), &starts, now),
+            config,
+            start,
+            now_ms: 0,
+            stored: (0..queues).map(|_| Vec::new()).collect(),
+            known_tail: vec![0; queues],
+            reads: Vec::new(),
+            settles: Vec::new(),
+            sessions: BTreeMap::new(),
+            given_settles: BTreeSet::new(),
+            ever_sent: HashSet::new(),
+            natures: natures
+                .iter()
+                .enumerate()
+                .map(|(i, nature)| (sender(i), *nature))
+                .collect(),
+            link_up: true,
+            opens: Vec::new(),
+            refreshes: Vec::new(),
+            max_message: 0,
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            instant: self.start + Duration::from_millis(self.now_ms),
+            unix_ms: UNIX_MS + self.now_ms,
+        }
+    }
+
+    fn nature(&self, sender: &Identity) -> Nature {
+        self.natures.iter().find(|(id, _)| id == sender).unwrap().1
+    }
+
+    fn append(&mut self, queue: usize, who: usize, size: usize, ttl_ms: Option<u64>) {
+        self.max_message = self.max_message.max(size);
+        self.stored[queue].push(Stored {
+            sender: sender(who),
+            size,
+            expires_at_ms: ttl_ms.map(|ttl| UNIX_MS + self.now_ms + ttl),
+            settled: None,
+        });
+    }
+
+    fn announce(&mut self, queue: usize) {
+        self.known_tail[queue] = self.stored[queue].len() as u64;
+        self.scheduler.queue_grew(queue, self.known_tail[queue]);
+    }
+
+    fn turn(&mut self) {
+        let mut actions = Vec::new();
+        self.scheduler.turn(self.now(), &mut actions);
+        for action in actions {
+            match action {
+                Action::Read {
+                    queue,
+                    from,
+                    filter,
+                } => {
+                    assert!(
+                        self.reads.iter().all(|(q, ..)| *q != queue),
+                        "two reads at once"
+                    );
+                    self.reads.push((queue, from, filter));
+                }
+                Action::Settle { queue, settled } => {
+                    assert!(
+                        self.settles.iter().all(|(q, _)| *q != queue),
+                        "two settles at once"
+                    );
+                    self.settles.push((queue, settled));
+                }
+                Action::Open { session, identity } => self.open(session, identity),
+                Action::Close { session } => {
+                    let session = self
+                        .sessions
+                        .get_mut(&session)
+                        .expect("close of a dead session");
+                    assert!(
+                        !std::mem::replace(&mut session.close_asked, true),
+                        "two closes"
+                    );
+                }
+                Action::Send { session, batch } => self.check_send(session, batch),
+                Action::Discarded(list) => {
+                    for discarded in list {
+                        self.check_discard(&discarded);
+                    }
+                }
+                Action::Refresh { identity } => self.refreshes.push(identity),
+                Action::Report(_) => {}
+            }
+        }
+        self.check_bounds();
+    }
+
+    fn open(&mut self, session: SessionId, sender: Identity) {
+        assert!(
+            self.sessions.values().all(|other| other.sender != sender),
+            "two sessions"
+        );
+        self.opens.push(self.now_ms);
+        let session_state = OpenSession {
+            sender,
+            opened: false,
+            close_asked: false,
+            next_token: 0,
+            pending: VecDeque::new(),
+            sent: HashSet::new(),
+            last: BTreeMap::new(),
+        };
+        self.sessions.insert(session, session_state);
+    }
+
+    fn check_send(&mut self, id: SessionId, batch: Vec<Outgoing>) {
+        let now = self.now();
+        let session = self.sessions.get_mut(&id).expect("send on a dead session");
+        assert!(session.opened && !session.close_asked);
+        for out in batch {
+            let (queue, offset) = (out.priority as usize, out.entry.offset);
+            assert_eq!(out.token, session.next_token);
+            session.next_token += 1;
+            assert_eq!(out.entry.sender, session.sender);
+            let last = session.last.insert(queue, offset);
+            assert!(
+                last.is_none_or(|last| last < offset),
+                "order within a session"
+            );
+            assert_eq!(
+                out.resend,
+                !self.ever_sent.insert((queue, offset)),
+                "DUP flag"
+            );
+            assert!(
+                !is_expired(&out.entry, now.unix_ms),
+                "sent after its time to live"
+            );
+            assert!(
+                !self.given_settles.contains(&(queue, offset)),
+                "sent after it was settled"
+            );
+            session.sent.insert((queue, offset));
+            session.pending.push_back((out.token, queue, offset));
+            // Nothing older of this sender may be left out, in this queue or a more urgent one.
+            for (q, entries) in self.stored.iter().enumerate().take(queue + 1) {
+                let end = if q == queue {
+                    offset
+                } else {
+                    self.known_tail[q]
+                };
+                for (older, stored) in entries.iter().enumerate().take(end as usize) {
+                    let key = (q, older as u64);
+                    let accounted = stored.sender != session.sender
+                        || self.given_settles.contains(&key)
+                        || stored.settled.is_some()
+                        || stored.expires_at_ms.is_some_and(|at| at <= now.unix_ms)
+                        || session.sent.contains(&key);
+                    assert!(accounted, "{key:?} was left out before {queue}/{offset}");
+                }
+            }
+        }
+        assert!(session.pending.len() <= self.config.window, "window");
+    }
+
+    fn check_discard(&mut self, discarded: &Discarded) {
+        let entry = &discarded.entry;
+        match discarded.reason {
+            DropReason::TtlExpiry => assert!(is_expired(entry, self.now().unix_ms)),
+            DropReason::DeviceInvalidState => {
+                assert_eq!(self.nature(&entry.sender), Nature::Refused);
+            }
+            other => panic!("{other:?}"),
+        }
+        let queue = discarded.priority as usize;
+        self.given_settles.insert((queue, entry.offset));
+    }
+
+    fn check_bounds(&self) {
+        let counts = self.scheduler.counts();
+        assert!(counts.sessions <= self.config.connections_max);
+        assert_eq!(counts.sessions, self.sessions.len());
+        let slack = self.config.connections_max * (self.max_message + 128);
+        assert!(counts.bytes <= self.config.bytes_max + slack, "{counts:?}");
+        self.scheduler.check_consistency();
+        // The rate of connects over every stretch of time.
+        let opens = &self.opens;
+        if let Some(last) = opens.last() {
+            for (index, first) in opens.iter().enumerate() {
+                let count = (opens.len() - index) as f64;
+                let seconds = (last - first) as f64 / 1000.0;
+                let allowed = f64::from(self.config.connects_burst)
+                    + seconds * self.config.connects_per_second
+                    + 1e-6;
+                assert!(count <= allowed, "{count} connects in {seconds} s");
+            }
+        }
+    }
+
+    /// Answers the read at `index` with what the store has now.
+    fn answer_read(&mut self, index: usize) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let (queue, from, filter) = self.reads.remove(index % self.reads.len());
+        let mut entries = Vec::new();
+        let mut next = from;
+        let mut scanned = 0;
+        let all = &self.stored[queue];
+        while (next as usize) < all.len()
+            && scanned < self.config.read_scan
+            && entries.len() < self.config.read_entries
+        {
+            let stored = &all[next as usize];
+            if stored.settled.is_none() && filter.admits(next, stored.sender.as_str()) {
+                entries.push(Entry {
+                    offset: next,
+                    sender: stored.sender.clone(),
+                    message: Bytes::from(vec![0; stored.size]),
+                    enqueued_ms: UNIX_MS,
+                    expires_at_ms: stored.expires_at_ms,
+                    shared: None,
+                });
+            }
+            next += 1;
+            scanned += 1;
+        }
+        let now = self.now();
+        self.scheduler.read_done(queue, entries, next, now);
+    }
+
+    fn fail_read(&mut self) {
+        if let Some((queue, ..)) = self.reads.pop() {
+            let now = self.now();
+            self.scheduler.read_failed(queue, now);
+        }
+    }
+
+    fn answer_settle(&mut self, ok: bool) {
+        let Some((queue, settled)) = self.settles.pop() else {
+            return;
+        };
+        if !ok {
+            let now = self.now();
+            self.scheduler.settle_failed(queue, settled, now);
+            return;
+        }
+        for one in &settled {
+            let stored = &mut self.stored[queue][one.offset as usize];
+            assert!(
+                stored.settled.replace(one.outcome).is_none(),
+                "settled twice"
+            );
+        }
+        self.scheduler.settled(queue, &settled);
+    }
+
+    fn pick(&self, index: usize, opened: bool) -> Option<SessionId> {
+        let fits: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.opened == opened)
+            .map(|(id, _)| *id)
+            .collect();
+        (!fits.is_empty()).then(|| fits[index % fits.len()])
+    }
+
+    fn answer_open(&mut self, index: usize) {
+        let Some(id) = self.pick(index, false) else {
+            return;
+        };
+        let now = self.now();
+        let session = self.sessions.get_mut(&id).unwrap();
+        let sender = session.sender.clone();
+        if session.close_asked {
+            self.end(id, &CloseCause::Requested);
+        } else if !self.link_up {
+            self.end(id, &CloseCause::Unreachable("down".into()));
+        } else if self.nature(&sender) == Nature::Refused {
+            self.end(id, &CloseCause::Refused("no".into()));
+        } else {
+            self.sessions.get_mut(&id).unwrap().opened = true;
+            self.scheduler.opened(id, Some(now.unix_ms + 60_000), now);
+        }
+    }
+
+    /// Acknowledges up to `count` messages of a session, the newest first if `reversed`.
+    fn acknowledge(&mut self, index: usize, count: usize, reversed: bool) {
+        let Some(id) = self.pick(index, true) else {
+            return;
+        };
+        let sender = self.sessions[&id].sender.clone();
+        match self.nature(&sender) {
+            Nature::Good => {}
+            Nature::Refused | Nature::Slow => return,
+            Nature::Poison => {
+                if !self.sessions[&id].pending.is_empty() {
+                    self.end(id, &CloseCause::Lost("poison".into()));
+                }
+                return;
+            }
+        }
+        let session = self.sessions.get_mut(&id).unwrap();
+        let mut dispositions = Vec::new();
+        for _ in 0..count.min(session.pending.len()) {
+            let taken = if reversed {
+                session.pending.pop_back()
+            } else {
+                session.pending.pop_front()
+            };
+            let (token, queue, offset) = taken.unwrap();
+            self.given_settles.insert((queue, offset));
+            dispositions.push((token, Disposition::Accepted));
+        }
+        self.scheduler.disposed(id, &dispositions);
+    }
+
+    fn lose(&mut self, index: usize) {
+        if let Some(id) = self.pick(index, true) {
+            self.end(id, &CloseCause::Lost("cut".into()));
+        }
+    }
+
+    fn honour_closes(&mut self) {
+        let asked: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.close_asked)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in asked {
+            self.end(id, &CloseCause::Requested);
+        }
+    }
+
+    fn end(&mut self, id: SessionId, cause: &CloseCause) {
+        self.sessions.remove(&id);
+        let now = self.now();
+        self.scheduler.closed(id, cause, now);
+    }
+
+    fn unsettled(&self, nature: Nature) -> usize {
+        self.stored
+            .iter()
+            .flatten()
+            .filter(|stored| stored.settled.is_none() && self.nature(&stored.sender) == nature)
+            .count()
+    }
+
+    /// One round of a world in which everything that is asked for happens at once.
+    fn round(&mut self) {
+        for queue in 0..self.stored.len() {
+            self.announce(queue);
+        }
+        self.turn();
+        self.honour_closes();
+        for _ in 0..self.reads.len() {
+            self.answer_read(0);
+        }
+        for index in 0..self.config.connections_max {
+            self.answer_open(index);
+        }
+        self.turn();
+        for index in 0..self.sessions.len() {
+            self.acknowledge(index, usize::MAX, false);
+        }
+        for _ in 0..self.settles.len() {
+            self.answer_settle(true);
+        }
+        self.turn();
+    }
+
+    /// Lets time pass until every good sender's messages are settled.
+    fn run_until_good_are_settled(&mut self, patience: Duration) {
+        let deadline = self.now_ms + patience.as_millis() as u64;
+        while self.unsettled(Nature::Good) > 0 {
+            self.round();
+            let busy = !self.reads.is_empty() || !self.settles.is_empty();
+            if !busy {
+                let now = self.now();
+                let next = self.scheduler.next_wakeup(now).map_or(10, |at| {
+                    at.saturating_duration_since(now.instant).as_millis() as u64
+                });
+                self.now_ms += next.clamp(1, 250);
+            }
+            assert!(
+                self.now_ms <= deadline,
+                "{} messages of good senders are stuck; {:#?}",
+                self.unsettled(Nature::Good),
+                self.scheduler,
+            );
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Append {
+        queue: usize,
+        who: usize,
+        size: usize,
+        ttl_ms: Option<u64>,
+    },
+    Announce(usize),
+    Advance(u64),
+    AnswerRead(usize),
+    FailRead,
+    AnswerSettle(bool),
+    AnswerOpen(usize),
+    Acknowledge {
+        index: usize,
+        count: usize,
+        reversed: bool,
+    },
+    Lose(usize),
+    Link(bool),
+    HonourCloses,
+    Judge(usize, Verdict),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let ttl = prop_oneof![4 => Just(None), 1 => (1..4000_u64).prop_map(Some)];
+    prop_oneof![
+        8 => (0..2_usize, 0..7_usize, 0..900_usize, ttl)
+            .prop_map(|(queue, who, size, ttl_ms)| Op::Append { queue, who, size, ttl_ms }),
+        4 => (0..2_usize).prop_map(Op::Announce),
+        3 => (1..3000_u64).prop_map(Op::Advance),
+        1 => (0..900_000_u64).prop_map(Op::Advance),
+        6 => (0..2_usize).prop_map(Op::AnswerRead),
+        1 => Just(Op::FailRead),
+        3 => prop::bool::weighted(0.9).prop_map(Op::AnswerSettle),
+        4 => (0..4_usize).prop_map(Op::AnswerOpen),
+        8 => (0..4_usize, 1..5_usize, any::<bool>())
+            .prop_map(|(index, count, reversed)| Op::Acknowledge { index, count, reversed }),
+        2 => (0..4_usize).prop_map(Op::Lose),
+        1 => any::<bool>().prop_map(Op::Link),
+        3 => Just(Op::HonourCloses),
+        1 => (0..7_usize, prop_oneof![Just(Verdict::Retry), Just(Verdict::Unknown)])
+            .prop_map(|(who, verdict)| Op::Judge(who, verdict)),
+    ]
+}
+
+fn apply(world: &mut World, op: Op) {
+    match op {
+        Op::Append {
+            queue,
+            who,
+            size,
+            ttl_ms,
+        } => world.append(queue, who, size, ttl_ms),
+        Op::Announce(queue) => world.announce(queue),
+        Op::Advance(ms) => world.now_ms += ms,
+        Op::AnswerRead(index) => world.answer_read(index),
+        Op::FailRead => world.fail_read(),
+        Op::AnswerSettle(ok) => world.answer_settle(ok),
+        Op::AnswerOpen(index) => world.answer_open(index),
+        Op::Acknowledge {
+            index,
+            count,
+            reversed,
+        } => world.acknowledge(index, count, reversed),
+        Op::Lose(index) => world.lose(index),
+        Op::Link(up) => world.link_up = up,
+        Op::HonourCloses => world.honour_closes(),
+        Op::Judge(who, verdict) => world.scheduler.identity_checked(&sender(who), verdict),
+    }
+    world.turn();
+}
+
+const NATURES: [Nature; 7] = [
+    Nature::Good,
+    Nature::Good,
+    Nature::Good,
+    Nature::Good,
+    Nature::Refused,
+    Nature::Slow,
+    Nature::Poison,
+];
+
+proptest! {
+    /// Every step keeps the promises (see `check_send`, `check_bounds`), and in the end every good
+    /// sender's messages have arrived, although others are refused, slow or poisonous for ever.
+    #[test]
+    fn any_interleaving_keeps_order_loses_nothing_and_stays_bounded(
+        ops in prop::collection::vec(op(), 1..250),
+    ) {
+        let mut world = World::new(small_config(), 2, &NATURES);
+        for op in ops {
+            apply(&mut world, op);
+        }
+        world.link_up = true;
+        world.run_until_good_are_settled(Duration::from_secs(400));
+        for stored in world.stored.iter().flatten() {
+            if world.nature(&stored.sender) == Nature::Good && stored.expires_at_ms.is_none() {
+                prop_assert_eq!(stored.settled, Some(Outcome::Done));
+            }
+        }
+    }
+}
+
+/// Ten senders that never get through must not slow one that does.
+#[test]
+fn permanently_failing_senders_delay_no_other() {
+    let natures: Vec<Nature> = (0..11)
+        .map(|i| {
+            if i == 0 {
+                Nature::Good
+            } else {
+                Nature::Refused
+            }
+        })
+        .collect();
+    let mut world = World::new(small_config(), 1, &natures);
+    for who in 1..11 {
+        for _ in 0..50 {
+            world.append(0, who, 100, None);
+        }
+    }
+    for _ in 0..20 {
+        world.round();
+        world.now_ms += 1000;
+    }
+    for _ in 0..200 {
+        world.append(0, 0, 100, None);
+    }
+    world.run_until_good_are_settled(Duration::from_secs(3));
+    assert_eq!(world.unsettled(Nature::Refused), 500);
+    assert_eq!(
+        world.refreshes.len(),
+        10,
+        "one question to the upstream per row of failures"
+    );
+}
+
+/// As many slow senders as there are connections: the lease makes room for the others.
+#[test]
+fn slow_senders_on_all_connections_give_way() {
+    let natures = [
+        Nature::Slow,
+        Nature::Slow,
+        Nature::Slow,
+        Nature::Slow,
+        Nature::Good,
+    ];
+    let mut world = World::new(small_config(), 1, &natures);
+    for who in 0..4 {
+        for _ in 0..20 {
+            world.append(0, who, 500, None);
+        }
+    }
+    while world.sessions.len() < 4 {
+        world.round();
+        world.now_ms += 100;
+        assert!(world.now_ms < 10_000);
+    }
+    for _ in 0..30 {
+        world.append(0, 4, 500, None);
+    }
+    world.run_until_good_are_settled(Duration::from_secs(30));
+}
+
+/// What waited during an outage flows at once when the link is back, however long the back-off.
+#[test]
+fn recovery_cuts_all_backoffs_short() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good; 6]);
+    world.link_up = false;
+    for who in 0..6 {
+        for _ in 0..10 {
+            world.append(0, who, 50, None);
+        }
+    }
+    // Two hours without the upstream.
+    while world.now_ms < 7_200_000 {
+        world.round();
+        let now = world.now();
+        let next = world.scheduler.next_wakeup(now).unwrap_or(now.instant);
+        world.now_ms += (next.saturating_duration_since(now.instant).as_millis() as u64).max(1);
+    }
+    assert_eq!(world.scheduler.link(), Link::Down);
+    world.link_up = true;
+    // The first probe comes within its back-off ...
+    let unsettled = world.unsettled(Nature::Good);
+    while world.unsettled(Nature::Good) == unsettled {
+        world.round();
+        world.now_ms += 100;
+        assert!(world.now_ms < 7_200_000 + 145_000);
+    }
+    // ... and then everybody else at the connect rate.
+    world.run_until_good_are_settled(Duration::from_millis(1500));
+}
+
+/// While the link is down the backlog is not read over and over.
+#[test]
+fn an_outage_does_not_read_the_backlog() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good; 30]);
+    world.link_up = false;
+    for index in 0..3000 {
+        world.append(0, index % 30, 50, None);
+    }
+    let mut reads = 0;
+    for _ in 0..600 {
+        world.round();
+        reads += world.reads.len();
+        world.now_ms += 100;
+    }
+    assert!(reads < 10, "{reads} reads");
+    assert!(world.scheduler.counts().lanes <= 12);
+    world.link_up = true;
+    world.run_until_good_are_settled(Duration::from_secs(120));
+}
+
+/// A message that always breaks its session is sent alone after a while, and reported, not dropped.
+#[test]
+fn a_poison_message_is_isolated_reported_and_kept() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good, Nature::Poison]);
+    for _ in 0..5 {
+        world.append(0, 1, 10, None);
+    }
+    let mut reports = Vec::new();
+    for _ in 0..2000 {
+        world.append(0, 0, 10, None);
+        world.announce(0);
+        let mut actions = Vec::new();
+        world.scheduler.turn(world.now(), &mut actions);
+        for action in actions {
+            match action {
+                Action::Read {
+                    queue,
+                    from,
+                    filter,
+                } => world.reads.push((queue, from, filter)),
+                Action::Settle { queue, settled } => world.settles.push((queue, settled)),
+                Action::Open { session, identity } => world.open(session, identity),
+                Action::Close { session } => world.end(session, &CloseCause::Requested),
+                Action::Send { session, batch } => {
+                    if batch[0].entry.sender == sender(1) && reports.len() == 1 {
+                        assert_eq!(batch.len(), 1, "sent alone");
+                    }
+                    world.check_send(session, batch);
+                }
+                Action::Report(report @ Report::SuspectMessage { .. }) => reports.push(report),
+                Action::Report(_) | Action::Discarded(_) | Action::Refresh { .. } => {}
+            }
+        }
+        world.answer_read(0);
+        world.answer_open(0);
+        world.answer_open(0);
+        world.acknowledge(0, 10, false);
+        world.acknowledge(1, 10, false);
+        world.answer_settle(true);
+        world.now_ms += 50;
+    }
+    let expected = |times| Report::SuspectMessage {
+        identity: sender(1),
+        priority: 0,
+        offset: 0,
+        times,
+    };
+    assert!(reports.len() >= 2, "{reports:?}");
+    assert_eq!(reports[..2], [expected(10), expected(20)]);
+    assert_eq!(world.unsettled(Nature::Poison), 5);
+}
+
+/// A sender that is proven gone: everything of it is dropped, old and new, and counted; a sender
+/// that comes back is served again.
+#[test]
+fn messages_of_a_sender_that_is_gone_are_dropped_and_a_return_is_served() {
+    let mut world = World::new(small_config(), 2, &[Nature::Refused]);
+    for queue in [0, 1] {
+        for _ in 0..20 {
+            world.append(queue, 0, 10, None);
+        }
+    }
+    for _ in 0..10 {
+        world.round();
+        world.now_ms += 100;
+    }
+    assert_eq!(world.refreshes, [sender(0)]);
+    assert_eq!(
+        world.unsettled(Nature::Refused),
+        40,
+        "nothing is dropped without proof"
+    );
+    world
+        .scheduler
+        .identity_checked(&sender(0), Verdict::Unknown);
+    world.round();
+    assert_eq!(world.unsettled(Nature::Refused), 40);
+    assert_eq!(world.scheduler.doubtful(), [sender(0)]);
+    while world.unsettled(Nature::Refused) > 0 {
+        world.scheduler.identity_checked(&sender(0), Verdict::Gone);
+        world.round();
+        world.now_ms += 50;
+        assert!(world.now_ms < 60_000);
+    }
+    let all = world.stored.iter().flatten();
+    assert!(
+        all.into_iter()
+            .all(|stored| stored.settled == Some(Outcome::Dropped))
+    );
+    world.round();
+    assert_eq!(
+        world.scheduler.counts().lanes,
+        0,
+        "nothing is left of the lane"
+    );
+    world.natures[0].1 = Nature::Good;
+    world.append(0, 0, 10, None);
+    world.run_until_good_are_settled(Duration::from_secs(1));
+    assert_eq!(world.stored[0][20].settled, Some(Outcome::Done));
+}
+
+/// A credential that runs out: the session is replaced in time, without a failure or a resend.
+#[test]
+fn sessions_are_renewed_before_their_credential_expires() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good]);
+    for _ in 0..600 {
+        world.append(0, 0, 10, None);
+        world.round();
+        world.now_ms += 500;
+    }
+    world.run_until_good_are_settled(Duration::from_secs(5));
+    // The world's credentials live 60 s: 300 s need six to eleven sessions.
+    assert!(
+        (6..=11).contains(&world.opens.len()),
+        "{} sessions",
+        world.opens.len()
+    );
+    let gaps = world.opens.windows(2).map(|pair| pair[1] - pair[0]);
+    assert!(
+        gaps.clone().all(|ms| (28_000..=55_000).contains(&ms)),
+        "{:?}",
+        gaps.collect::<Vec<_>>()
+    );
+}
+
+/// A connection without work is closed after the idle time, and opened again by the next message.
+#[test]
+fn idle_sessions_close_and_come_back_on_demand() {
+    let mut config = small_config();
+    config.idle_close = Duration::from_secs(5);
+    let mut world = World::new(config, 1, &[Nature::Good]);
+    world.append(0, 0, 10, None);
+    world.run_until_good_are_settled(Duration::from_secs(1));
+    world.now_ms += 4500;
+    world.round();
+    assert_eq!(world.sessions.len(), 1);
+    world.now_ms += 1000;
+    world.round();
+    assert_eq!(
+        (world.sessions.len(), world.scheduler.counts().lanes),
+        (0, 0)
+    );
+    world.append(0, 0, 10, None);
+    world.run_until_good_are_settled(Duration::from_secs(1));
+    assert_eq!(world.opens.len(), 2);
+}
+
+/// Stopping waits for what is in flight, up to the deadline, and settles what was acknowledged.
+#[test]
+fn stop_settles_what_was_acknowledged_and_abandons_the_rest() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good, Nature::Slow]);
+    for who in [0, 1] {
+        for _ in 0..3 {
+            world.append(0, who, 10, None);
+        }
+    }
+    world.announce(0);
+    for _ in 0..3 {
+        world.turn();
+        world.answer_read(0);
+        world.answer_open(0);
+        world.answer_open(0);
+    }
+    world.turn();
+    let deadline = world.now().instant + Duration::from_secs(2);
+    world.scheduler.stop(deadline);
+    world.turn();
+    for index in [0, 1] {
+        world.acknowledge(index, 10, false);
+    }
+    world.turn();
+    world.honour_closes();
+    assert_eq!(world.sessions.len(), 1, "the slow one is waited for");
+    world.now_ms += 2000;
+    world.turn();
+    world.honour_closes();
+    assert!(!world.scheduler.is_stopped(), "a settle is under way");
+    world.turn();
+    world.answer_settle(true);
+    world.turn();
+    assert!(world.scheduler.is_stopped());
+    assert_eq!(
+        (world.unsettled(Nature::Good), world.unsettled(Nature::Slow)),
+        (0, 3)
+    );
+}

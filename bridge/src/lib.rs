@@ -1,0 +1,31 @@
+//! What goes up and comes down: the client side towards IoT Hub or the parent's hub.
+//!
+//! Start with [`Bridge::start`]. Inside, [`lanes`] decides (pure), [`transport`] is the seam to the
+//! upstream protocols of which [`mqtt`] is one, the pump carries out, and [`scope`] keeps our copy
+//! of the hierarchy. Nothing here serves children: broker and bridge do not see each other.
+//!
+//! # Promises
+//!
+//! - A message leaves the store only when the upstream has acknowledged it, its time to live is
+//!   over, or a named rule with positive evidence gave it up; each is counted.
+//! - Order is kept per sender and priority, also when messages are sent again.
+//! - One sender's trouble delays no other. Memory is bounded whatever the backlog ([`limits`]).
+//! - Nothing here ends the process: every failure of the upstream is waited out.
+
+#![deny(missing_docs)]
+
+mod bridge;
+mod bucket;
+mod connectivity;
+mod counters;
+mod dial;
+pub mod lanes;
+pub mod limits;
+pub mod mqtt;
+mod pump;
+pub mod scope;
+pub mod transport;
+
+pub use bridge::{Bridge, BridgeConfig, BridgeDeps, BridgeError};
+pub use connectivity::Connectivity;
+pub use dial::{DialError, Dialer};

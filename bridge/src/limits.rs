@@ -1,0 +1,97 @@
+//! Named limits of the bridge: everything that a peer or a backlog could fill has its bound here.
+//!
+//! Values that an operator or a test may want to move are defaults of a configuration field; the
+//! field's documentation names the constant.
+
+/// Largest MQTT packet in either direction, in bytes after the fixed header: the largest message
+/// (256 KiB) and the longest topic (64 KiB) fit with room to spare.
+pub const MQTT_PACKET_BYTES_MAX: usize = 384 * 1024;
+
+/// Publishes in flight per lane.
+pub const WINDOW_DEFAULT: usize = 64;
+
+/// Output buffers larger than this are given back once they have been written.
+pub const OUTPUT_KEEP_BYTES: usize = 64 * 1024;
+
+/// Bytes read from an MQTT connection at once. What comes is mostly PUBACKs of four bytes.
+pub const READ_CHUNK_BYTES: usize = 4 * 1024;
+
+/// Messages waiting in one lane.
+pub const LANE_ENTRIES_MAX: usize = 512;
+
+/// Bytes waiting and in flight in one lane.
+pub const LANE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes waiting and in flight in all lanes together.
+pub const LANES_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Lanes in memory, each some hundred bytes beside its messages.
+pub const LANES_MAX: usize = 16_384;
+
+/// Open and opening upstream connections.
+pub const CONNECTIONS_MAX: usize = 1024;
+
+/// New upstream connections per second in the long run: half of what one unit of IoT Hub admits.
+pub const CONNECTS_PER_SECOND: f64 = 50.0;
+
+/// New upstream connections at once.
+pub const CONNECTS_BURST: u32 = 50;
+
+/// Entries per read from a queue.
+pub const READ_ENTRIES: usize = 512;
+
+/// Bytes per read from a queue.
+pub const READ_BYTES: usize = 1024 * 1024;
+
+/// Entries looked at per read from a queue.
+pub const READ_SCAN: usize = 16 * 1024;
+
+/// Messages that were settled but whose settling the store has not confirmed.
+pub const UNCONFIRMED_MAX: usize = 65_536;
+
+/// A head message that ended this many sessions in a row is sent alone, without its followers.
+pub const SUSPECT_ALONE_AFTER: u32 = 3;
+
+/// A head message that ended this many sessions in a row is reported.
+pub const SUSPECT_REPORT_AFTER: u32 = 10;
+
+/// While the link is down, reading stops once this many lanes want to connect: they are probes
+/// enough, and what lies behind them is read when one of them gets through.
+pub const PROBE_LANES: usize = 8;
+
+/// Bytes that a lane without an open connection holds, so that the connection starts with work.
+pub const PREFETCH_BYTES: usize = 64 * 1024;
+
+/// Body of an answer of the scope API.
+pub const HTTP_BODY_BYTES_MAX: usize = edgehub_proto::limits::SCOPE_BODY_BYTES_MAX;
+
+/// Connections to the scope API that are kept without a request under way.
+pub const HTTP_IDLE_MAX: usize = 8;
+
+/// Requests of a walk that are under way at once.
+pub const SCOPE_PARALLEL_MAX: usize = 8;
+
+/// Pages of one edge device's scope.
+pub const SCOPE_PAGES_MAX: usize = 1000;
+
+/// Identities that a walk left in doubt and that are asked about one by one.
+pub const SCOPE_DOUBTFUL_MAX: usize = 100;
+
+/// Identities whose last refresh is remembered.
+pub const REFRESH_MEMORY_MAX: usize = 4096;
+
+/// Refreshes of single identities that are under way at once.
+pub const REFRESH_PARALLEL_MAX: usize = 64;
+
+/// Refreshes of single identities per second in the long run ...
+pub const REFRESH_PER_SECOND: f64 = 10.0;
+
+/// ... and at once.
+pub const REFRESH_BURST: u32 = 50;
+
+/// Events of sessions that wait for the pump. A session that finds no room waits, which slows it
+/// down.
+pub const SESSION_EVENTS_MAX: usize = 1024;
+
+/// Reads that memory answers at once within one turn of the pump.
+pub const READS_PER_TURN: usize = 16;

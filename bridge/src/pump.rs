@@ -1,0 +1,491 @@
+//! Carries out what the lanes decide: reads and settles queues, opens sessions, hands messages
+//! over, asks about identities.
+//!
+//! One task for the whole endpoint. Each turn takes everything that has happened, lets the
+//! [`Scheduler`] decide once, and starts what it wants; nothing here waits for a store or a socket.
+//!
+//! # Ordering
+//!
+//! At most one read and one settle per queue are under way; a settle ends with its commit, so that a
+//! read never brings a message that is being settled.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use edgehub_auth::{
+    authenticator::{IdentityRefresh, RefreshOutcome},
+    scope_cache::ScopeCache,
+};
+use edgehub_proto::{clock::Clock, identity::Identity};
+use edgehub_storage::{Queue, ReadBatch, ReadLimit, SenderFilter, Settled, StoreError};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, error, warn};
+
+use crate::{
+    bucket::TokenBucket,
+    connectivity::ConnectivityMonitor,
+    counters,
+    lanes::{
+        Action, CloseCause, LaneConfig, LaneCounts, Now, QueueStart, ReadFilter, Report, Scheduler,
+        SessionId, Verdict,
+    },
+    limits,
+    transport::{Command, OpenRequest, SessionEvent, Transport},
+};
+
+/// How often sessions are looked after and gauges are set.
+const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
+
+/// How long open sessions may take to finish at a shutdown, and how long all of it may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What the pump works with.
+pub(crate) struct PumpParts {
+    pub(crate) config: LaneConfig,
+    /// Queues of the upstream endpoint.
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) monitor: ConnectivityMonitor,
+    pub(crate) judge: Judge,
+    pub(crate) counts: watch::Sender<LaneCounts>,
+}
+
+/// Decides what the scope says about a doubtful identity.
+pub(crate) struct Judge {
+    pub(crate) own_device: Identity,
+    pub(crate) scope: Arc<ScopeCache>,
+    pub(crate) refresh: Arc<dyn IdentityRefresh>,
+    /// Whether the whole scope was walked since the start.
+    pub(crate) has_walked: Box<dyn Fn() -> bool + Send + Sync>,
+    /// `TrackDeviceState`: messages of an identity that is gone are dropped.
+    pub(crate) track_device_state: bool,
+}
+
+impl Judge {
+    /// Never says that an identity is gone without proof: its record says disabled, the upstream
+    /// answered without it, or a complete walk did not find it.
+    fn verdict(&self, identity: &Identity, outcome: Option<RefreshOutcome>) -> Verdict {
+        let tree = self.scope.current();
+        let is_gone = match tree.get(identity) {
+            Some(record) => !record.is_enabled(),
+            None => outcome == Some(RefreshOutcome::NotFound) || (self.has_walked)(),
+        };
+        // A refresh that brought nothing new is no reason to try again early.
+        let is_news = matches!(outcome, None | Some(RefreshOutcome::Refreshed));
+        if is_gone {
+            if self.track_device_state {
+                Verdict::Gone
+            } else {
+                Verdict::Unknown
+            }
+        } else if is_news && tree.auth_chain(identity).is_some() {
+            Verdict::Retry
+        } else {
+            Verdict::Unknown
+        }
+    }
+}
+
+/// What a job brought.
+enum Done {
+    Checked(Identity, RefreshOutcome),
+    Read(usize, Result<ReadBatch, StoreError>),
+    Settled(usize, Vec<Settled>, Result<u64, StoreError>),
+}
+
+type ReadFuture = Pin<Box<dyn Future<Output = Result<ReadBatch, StoreError>> + Send>>;
+
+pub(crate) struct Pump {
+    parts: PumpParts,
+    scheduler: Scheduler,
+    sessions: HashMap<SessionId, Session>,
+    events: mpsc::Receiver<SessionEvent>,
+    events_sender: mpsc::Sender<SessionEvent>,
+    jobs: JoinSet<Done>,
+    /// Notified when a queue has grown.
+    grown: Arc<Notify>,
+    look_after_at: Instant,
+    /// Bounds log lines about failing lanes.
+    failure_log: TokenBucket,
+}
+
+struct Session {
+    commands: mpsc::Sender<Command>,
+    /// The task did not listen any more when sessions were last looked after.
+    is_suspect: bool,
+}
+
+impl Pump {
+    /// Makes a pump whose helpers run in `tasks` until `cancel`.
+    pub(crate) fn new(
+        mut parts: PumpParts,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> Self {
+        parts.queues.sort_by_key(|queue| queue.id().priority);
+        let starts: Vec<QueueStart> = parts
+            .queues
+            .iter()
+            .map(|queue| QueueStart {
+                priority: queue.id().priority,
+                mark: queue.mark(),
+                next_offset: queue.next_offset(),
+            })
+            .collect();
+        let now = now(parts.clock.as_ref());
+        let scheduler = Scheduler::new(parts.config.clone(), &starts, now);
+        let (events_sender, events) = mpsc::channel(limits::SESSION_EVENTS_MAX);
+        let grown = Arc::new(Notify::new());
+        for queue in &parts.queues {
+            tasks.spawn(watch_queue(
+                queue.subscribe(),
+                Arc::clone(&grown),
+                cancel.clone(),
+            ));
+        }
+        Self {
+            parts,
+            scheduler,
+            sessions: HashMap::new(),
+            events,
+            events_sender,
+            jobs: JoinSet::new(),
+            grown,
+            look_after_at: Instant::now(),
+            failure_log: TokenBucket::new(1.0, 10, now.instant),
+        }
+    }
+
+    /// Runs until cancelled and then until what is in flight is settled, for a few seconds at most.
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
+        let mut scope = self.parts.judge.scope.subscribe();
+        let mut events = Vec::new();
+        let mut stop_at = None;
+        loop {
+            let wakeup = self.turn();
+            let is_over = stop_at.is_some_and(|at| {
+                (self.scheduler.is_stopped() && self.jobs.is_empty()) || Instant::now() >= at
+            });
+            if is_over {
+                return;
+            }
+            let wakeup = stop_at.map_or(wakeup, |at: Instant| wakeup.min(at));
+            tokio::select! {
+                _ = self.events.recv_many(&mut events, limits::SESSION_EVENTS_MAX) => {
+                    for event in events.drain(..) {
+                        self.take_event(event);
+                    }
+                }
+                Some(done) = self.jobs.join_next() => self.take_job(done),
+                () = self.grown.notified() => {}
+                Ok(()) = scope.changed() => self.judge_again(),
+                () = sleep_until(wakeup) => {}
+                () = cancel.cancelled(), if stop_at.is_none() => {
+                    let now = Instant::now();
+                    stop_at = Some(now + STOP_TIMEOUT);
+                    self.scheduler.stop((now + DRAIN_TIMEOUT).into_std());
+                }
+            }
+            while let Some(done) = self.jobs.try_join_next() {
+                self.take_job(done);
+            }
+        }
+    }
+
+    /// Lets the scheduler decide and carries it out. Gives the time of the next turn.
+    fn turn(&mut self) -> Instant {
+        let mut actions = Vec::new();
+        // A read that memory answers at once makes another decision possible.
+        for _ in 0..limits::READS_PER_TURN {
+            for (index, queue) in self.parts.queues.iter().enumerate() {
+                self.scheduler.queue_grew(index, queue.next_offset());
+            }
+            let now = self.now();
+            self.scheduler.turn(now, &mut actions);
+            let mut has_read = false;
+            for action in actions.drain(..) {
+                has_read |= self.carry_out(action);
+            }
+            if !has_read {
+                break;
+            }
+        }
+        let counts = self.scheduler.counts();
+        self.parts
+            .monitor
+            .lanes(self.scheduler.link(), counts.ready);
+        self.parts
+            .counts
+            .send_if_modified(|old| std::mem::replace(old, counts) != counts);
+        self.look_after_sessions(counts);
+        let wakeup = self
+            .scheduler
+            .next_wakeup(self.now())
+            .map(Instant::from_std);
+        wakeup.map_or(self.look_after_at, |at| at.min(self.look_after_at))
+    }
+
+    /// Tells whether a read was answered at once.
+    fn carry_out(&mut self, action: Action) -> bool {
+        match action {
+            Action::Close { session } => self.tell(session, Command::Close),
+            Action::Discarded(list) => {
+                for discarded in list {
+                    debug!(
+                        identity = %discarded.entry.sender, reason = discarded.reason.label(),
+                        "message dropped"
+                    );
+                    counters::count_dropped(&discarded.entry, discarded.reason);
+                }
+            }
+            Action::Open { session, identity } => self.open(session, identity),
+            Action::Read {
+                queue,
+                from,
+                filter,
+            } => return self.read(queue, from, filter),
+            Action::Refresh { identity } => self.check(identity),
+            Action::Report(report) => self.report(report),
+            Action::Send { session, batch } => self.tell(session, Command::Send(batch)),
+            Action::Settle { queue, settled } => self.settle(queue, settled),
+        }
+        false
+    }
+
+    fn open(&mut self, session: SessionId, identity: Identity) {
+        // One batch per message in the window, and the request to close.
+        let (commands, receiver) = mpsc::channel(self.parts.config.window + 1);
+        self.sessions.insert(
+            session,
+            Session {
+                commands,
+                is_suspect: false,
+            },
+        );
+        let events = self.events_sender.clone();
+        let request = OpenRequest {
+            session,
+            identity,
+            commands: receiver,
+            events,
+        };
+        self.parts.transport.open(request);
+    }
+
+    fn tell(&mut self, session: SessionId, command: Command) {
+        let Some(open) = self.sessions.get(&session) else {
+            return;
+        };
+        // Fails only if the session has ended: its close event is on the way.
+        if let Err(error) = open.commands.try_send(command) {
+            debug!(%session, %error, "session does not listen");
+        }
+    }
+
+    fn read(&mut self, index: usize, from: u64, filter: ReadFilter) -> bool {
+        let Some(queue) = self.parts.queues.get(index).cloned() else {
+            return false;
+        };
+        let config = &self.parts.config;
+        let limit = ReadLimit {
+            entries: config.read_entries,
+            bytes: config.read_bytes,
+            scan: config.read_scan,
+        };
+        let filter: Option<SenderFilter> = (!filter.is_open())
+            .then(|| Arc::new(move |offset, sender: &str| filter.admits(offset, sender)) as _);
+        let mut read: ReadFuture = Box::pin(async move { queue.read(from, limit, filter).await });
+        // What is in memory comes without waiting; a task is only made for the disk.
+        match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => {
+                self.take_read(index, result);
+                true
+            }
+            Poll::Pending => {
+                self.jobs
+                    .spawn(async move { Done::Read(index, read.await) });
+                false
+            }
+        }
+    }
+
+    fn settle(&mut self, index: usize, settled: Vec<Settled>) {
+        let Some(queue) = self.parts.queues.get(index).cloned() else {
+            return;
+        };
+        self.jobs.spawn(async move {
+            let result = queue.settle_committed(settled.clone()).await;
+            Done::Settled(index, settled, result)
+        });
+    }
+
+    fn check(&mut self, identity: Identity) {
+        let refresh = Arc::clone(&self.parts.judge.refresh);
+        let own_device = self.parts.judge.own_device.clone();
+        self.jobs.spawn(async move {
+            let outcome = refresh.refresh(&identity, own_device.device_id()).await;
+            Done::Checked(identity, outcome)
+        });
+    }
+
+    fn take_job(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        match done {
+            Ok(Done::Checked(identity, outcome)) => {
+                let verdict = self.parts.judge.verdict(&identity, Some(outcome));
+                debug!(%identity, ?outcome, ?verdict, "identity checked");
+                self.scheduler.identity_checked(&identity, verdict);
+            }
+            Ok(Done::Read(queue, result)) => self.take_read(queue, result),
+            Ok(Done::Settled(queue, settled, Ok(_))) => self.scheduler.settled(queue, &settled),
+            Ok(Done::Settled(queue, settled, Err(error))) => {
+                warn!(%error, "messages cannot be settled now");
+                let now = self.now();
+                self.scheduler.settle_failed(queue, settled, now);
+            }
+            // A panic in the store or the scope client. The queue it worked for stands still, which
+            // is visible; going on with unknown state would not be.
+            Err(error) => error!(%error, "a job of the upstream pump died"),
+        }
+    }
+
+    fn take_read(&mut self, queue: usize, result: Result<ReadBatch, StoreError>) {
+        let now = self.now();
+        match result {
+            Ok(batch) => self
+                .scheduler
+                .read_done(queue, batch.entries, batch.next, now),
+            Err(error) => {
+                warn!(%error, "the upstream queue cannot be read now");
+                self.scheduler.read_failed(queue, now);
+            }
+        }
+    }
+
+    fn take_event(&mut self, event: SessionEvent) {
+        let now = self.now();
+        match event {
+            SessionEvent::Closed { session, cause } => {
+                self.sessions.remove(&session);
+                self.scheduler.closed(session, &cause, now);
+            }
+            SessionEvent::Disposed {
+                session,
+                dispositions,
+            } => {
+                self.scheduler.disposed(session, &dispositions);
+            }
+            SessionEvent::Opened {
+                session,
+                expires_at_ms,
+            } => {
+                self.scheduler.opened(session, expires_at_ms, now);
+            }
+        }
+    }
+
+    /// The scope has changed: perhaps doubtful identities are back, or proven to be gone.
+    fn judge_again(&mut self) {
+        for identity in self.scheduler.doubtful() {
+            let verdict = self.parts.judge.verdict(&identity, None);
+            self.scheduler.identity_checked(&identity, verdict);
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Failed {
+                identity,
+                cause,
+                failures,
+                retry_in,
+            } => {
+                let now = Instant::now().into_std();
+                if self.failure_log.take(now) {
+                    warn!(%identity, %cause, failures, ?retry_in, "upstream lane failed");
+                } else {
+                    debug!(%identity, %cause, failures, ?retry_in, "upstream lane failed");
+                }
+            }
+            Report::SuspectMessage {
+                identity,
+                priority,
+                offset,
+                times,
+            } => {
+                warn!(
+                    %identity, priority, offset, times,
+                    "the same message ends the connection again and again; it is kept and retried"
+                );
+                let from = identity.as_str().to_owned();
+                metrics::counter!("edgehub_upstream_suspect_messages_total", "from" => from)
+                    .increment(1);
+            }
+        }
+    }
+
+    /// Finds sessions whose task died without a word, and sets the gauges.
+    fn look_after_sessions(&mut self, counts: LaneCounts) {
+        if Instant::now() < self.look_after_at {
+            return;
+        }
+        self.look_after_at = Instant::now() + LOOK_AFTER_EVERY;
+        let mut dead = Vec::new();
+        for (id, session) in &mut self.sessions {
+            // Closed once may mean that the close event is on the way.
+            if session.commands.is_closed() && std::mem::replace(&mut session.is_suspect, true) {
+                dead.push(*id);
+            }
+        }
+        let now = self.now();
+        for session in dead {
+            error!(%session, "an upstream session's task died");
+            self.sessions.remove(&session);
+            self.scheduler
+                .closed(session, &CloseCause::Local("task died".into()), now);
+        }
+        metrics::gauge!("edgehub_upstream_lanes").set(counts.lanes as f64);
+        metrics::gauge!("edgehub_upstream_connections").set(counts.sessions as f64);
+        metrics::gauge!("edgehub_upstream_buffered_bytes").set(counts.bytes as f64);
+    }
+
+    fn now(&self) -> Now {
+        now(self.parts.clock.as_ref())
+    }
+}
+
+/// Monotonic time is the runtime's, which its timers use; the wall clock is ours.
+fn now(clock: &dyn Clock) -> Now {
+    Now {
+        instant: Instant::now().into_std(),
+        unix_ms: clock.unix_ms(),
+    }
+}
+
+/// Tells the pump that a queue has grown. Several commits may become one notice.
+async fn watch_queue(
+    mut next_offset: watch::Receiver<u64>,
+    grown: Arc<Notify>,
+    cancel: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            changed = next_offset.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                grown.notify_one();
+            }
+            () = cancel.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! HTTPS requests to the upstream's scope API, over connections that are kept.
+//!
+//! hyper speaks HTTP/1.1 on a TLS stream that the [`Dialer`] made, so requests leave from the same
+//! local address and trust the same certificates as the device protocol.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    Request, StatusCode,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::{
+    dial::{DialError, Dialer},
+    limits,
+};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    /// The answer's body is over [`limits::HTTP_BODY_BYTES_MAX`].
+    #[error("the answer is larger than {} bytes", limits::HTTP_BODY_BYTES_MAX)]
+    BodyTooLarge,
+    /// The connection broke, or what came is not HTTP.
+    #[error("HTTP: {0}")]
+    Connection(String),
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The request cannot be written as HTTP.
+    #[error("invalid request: {0}")]
+    Request(String),
+    /// The whole exchange took too long.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+}
+
+/// Sends requests to one host and port.
+#[derive(Debug)]
+pub(crate) struct HttpClient {
+    dialer: Dialer,
+    port: u16,
+    /// Connections without a request under way; at most [`limits::HTTP_IDLE_MAX`].
+    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    tasks: TaskTracker,
+}
+
+/// A status and a body.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
+}
+
+impl HttpClient {
+    pub(crate) fn new(dialer: Dialer, port: u16, tasks: TaskTracker) -> Self {
+        Self {
+            dialer,
+            port,
+            idle: Mutex::new(Vec::new()),
+            tasks,
+        }
+    }
+
+    /// Posts JSON and reads the answer.
+    ///
+    /// The calls of the scope API change nothing, so a kept connection that turns out to be dead is
+    /// replaced and the request sent again, once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the connection that it used.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        authorization: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Answer, HttpError> {
+        let exchange = async {
+            while let Some(kept) = self.take_idle() {
+                match self.exchange(kept, path, authorization, body.clone()).await {
+                    Err(HttpError::Connection(error)) => {
+                        debug!(%error, "a kept connection to the scope API was dead");
+                    }
+                    result => return result,
+                }
+            }
+            let fresh = self.connect().await?;
+            self.exchange(fresh, path, authorization, body.clone())
+                .await
+        };
+        timeout(limit, exchange)
+            .await
+            .unwrap_or(Err(HttpError::TimedOut(limit)))
+    }
+
+    fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
+        let mut idle = self.idle.lock();
+        idle.retain(|connection| !connection.is_closed());
+        idle.pop()
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, HttpError> {
+        let stream = self.dialer.dial(self.port).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| HttpError::Connection(error.to_string()))?;
+        // Ends when the sender is dropped or the other side closes.
+        self.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "connection to the scope API ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    async fn exchange(
+        &self,
+        mut connection: SendRequest<Full<Bytes>>,
+        path: &str,
+        authorization: &str,
+        body: Bytes,
+    ) -> Result<Answer, HttpError> {
+        let request = Request::post(path)
+            .header(header::HOST, self.host_header())
+            .header(header::AUTHORIZATION, authorization)
+            .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
+            .header(header::ACCEPT, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| HttpError::Request(error.to_string()))?;
+        let broken = |error: hyper::Error| HttpError::Connection(error.to_string());
+        connection.ready().await.map_err(broken)?;
+        let response = connection.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let body = read_body(response.into_body()).await?;
+        self.keep(connection);
+        Ok(Answer { status, body })
+    }
+
+    fn keep(&self, connection: SendRequest<Full<Bytes>>) {
+        let mut idle = self.idle.lock();
+        if idle.len() < limits::HTTP_IDLE_MAX {
+            idle.push(connection);
+        }
+    }
+
+    fn host_header(&self) -> String {
+        let host = self.dialer.host();
+        if self.port == 443 {
+            host.to_owned()
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, HttpError> {
+    let limited = Limited::new(body, limits::HTTP_BODY_BYTES_MAX);
+    match limited.collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(HttpError::BodyTooLarge),
+        Err(error) => Err(HttpError::Connection(error.to_string())),
+    }
+}

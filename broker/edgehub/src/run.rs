@@ -1,0 +1,275 @@
+//! The life of the process: open what is needed, serve, stop in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use edgehub_auth::authenticator::{AudienceHosts, Authenticator};
+use edgehub_auth::scope_cache::ScopeCache;
+use edgehub_auth::tls::{self, TlsVersions};
+use edgehub_broker::config::{Settings, StorageSync};
+use edgehub_broker::http::admin::Admin;
+use edgehub_broker::http::limits::{ADMIN_CONNECTIONS_MAX, CONNECTIONS_MAX};
+use edgehub_broker::http::scope_api::ScopeApi;
+use edgehub_broker::http::{self, ListenerContext, Transport};
+use edgehub_broker::hub::{Hub, HubParts};
+use edgehub_broker::mqtt::connection::ConnectionContext;
+use edgehub_broker::mqtt::machine::Timing;
+use edgehub_broker::mqtt::listener;
+use edgehub_broker::readiness::Readiness;
+use edgehub_broker::routing::Router;
+use edgehub_broker::telemetry::metrics::{self, AckCounters, Metrics};
+use edgehub_proto::clock::{Clock, SystemClock};
+use edgehub_storage::{ConnectionStringWrap, Opened, Store, StoreConfig, SyncMode};
+use ring::rand::SecureRandom;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::upstream;
+
+/// Everything has to be over this long after the signal (design.md section 4).
+const SHUTDOWN_MAX: Duration = Duration::from_secs(8);
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// Entries that the sweep for expired messages looks at in one go.
+const SWEEP_CHUNK: usize = 256;
+
+/// Runs one hub until it is told to stop.
+///
+/// # Errors
+/// When it cannot start. Nothing upstream can keep it from starting (design.md I9).
+pub(crate) async fn run(settings: Settings, clock: Arc<SystemClock>) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    watch_signals(&stop)?;
+    let own_device = settings.own_identity.device_id().to_owned();
+    let metrics = Metrics::start(&settings.hub_host, &own_device, &instance()?)?;
+    metrics::connected_clients().set(0.0);
+
+    let store = open_store(&settings, Arc::clone(&clock) as _)?;
+    let (router, bad) =
+        Router::new(&settings.routes, &own_device, settings.time_to_live, &store)?;
+    for route in bad {
+        tracing::error!("{route}");
+    }
+    tracing::info!("Set the following {} route(s) in edge hub", router.len());
+    for (name, text) in &settings.routes {
+        tracing::info!("{name}: {text}");
+    }
+
+    let scope = ScopeCache::new(&settings.own_identity.device_identity());
+    let bridge =
+        upstream::start(&settings, Arc::clone(&clock) as _, &store, &scope, &tasks, &stop)?;
+    let hosts = AudienceHosts::new(&settings.hub_host, &settings.own_host);
+    let refresh = bridge.identity_refresh();
+    let authenticator =
+        Authenticator::new(Arc::clone(&scope), hosts.clone(), Arc::clone(&clock) as _, Some(refresh));
+    let hub = Hub::new(HubParts {
+        hub_host: settings.hub_host.clone(),
+        own_identity: settings.own_identity.clone(),
+        clock: Arc::clone(&clock) as _,
+        scope: Arc::clone(&scope),
+        hosts,
+        authenticator: Arc::new(authenticator),
+        router,
+        store: store.clone(),
+        connected_clients_max: settings.connected_clients_max,
+    });
+
+    let (ready, readiness) = watch::channel(Readiness::starting("the device scope is not known yet"));
+    let admin = Admin::new(Arc::clone(&hub), metrics, readiness).router();
+    let socket = bind(&settings, settings.ports.metrics)?;
+    let context = http_context(Transport::Plain, ADMIN_CONNECTIONS_MAX, &stop, &tasks);
+    tasks.spawn(http::listen(socket, admin, context));
+    #[cfg(feature = "faults")]
+    if let Some(path) = &settings.faults_socket {
+        let faults = edgehub_broker::faults::Faults::new(store.clone(), Arc::clone(&clock));
+        faults.listen(path, stop.clone(), &tasks)?;
+    }
+    tasks.spawn(Arc::clone(&hub).watch_scope(stop.clone()));
+    tasks.spawn(sweep(store.clone(), Arc::clone(&clock), settings.cleanup_interval, stop.clone()));
+
+    tokio::select! {
+        () = scope_known(&scope) => open_heads(&settings, &hub, &tasks, &stop)?,
+        () = stop.cancelled() => {}
+    }
+    if !stop.is_cancelled() {
+        let _ = ready.send(Readiness::Ready);
+        tracing::info!("Started protocol heads");
+    }
+    stop.cancelled().await;
+    shut_down(tasks, store).await
+}
+
+/// Waits until the scope is restored or fetched: heads open only when somebody can be judged
+/// (design.md D13).
+async fn scope_known(scope: &ScopeCache) {
+    let mut changes = scope.subscribe();
+    // A change also comes when the cache becomes initialised without any identity.
+    while !scope.is_initialised() {
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn open_heads(
+    settings: &Settings,
+    hub: &Arc<Hub>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let heads = [(settings.mqtt_enabled, "MQTT"), (settings.https_enabled, "HTTP")];
+    let names: Vec<_> = heads.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+    tracing::info!("Starting protocol heads - ({})", names.join(", "));
+    let files = &settings.certificates;
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let tls = tls::server_config(
+        &read(&files.certificate)?,
+        &read(&files.private_key)?,
+        settings.client_certificates,
+        TlsVersions::All,
+    )?;
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    if settings.mqtt_enabled {
+        let context = ConnectionContext {
+            hub: Arc::clone(hub),
+            timing: Timing {
+                connect_max: settings.connect_arrival_max,
+                keep_alive_max: settings.keep_alive_max,
+            },
+            acks: AckCounters::new(),
+            stop: stop.clone(),
+        };
+        let socket = bind(settings, settings.ports.mqtt)?;
+        tasks.spawn(listener::listen(socket, acceptor.clone(), context, tasks.clone()));
+    }
+    if settings.https_enabled {
+        let socket = bind(settings, settings.ports.https)?;
+        let scope = Arc::clone(hub.scope());
+        let router = ScopeApi::new(scope, Arc::clone(hub.authenticator())).router();
+        let context = http_context(Transport::Tls(acceptor), CONNECTIONS_MAX, stop, tasks);
+        tasks.spawn(http::listen(socket, router, context));
+    }
+    Ok(())
+}
+
+fn http_context(
+    transport: Transport,
+    connections_max: usize,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> ListenerContext {
+    ListenerContext { transport, connections_max, stop: stop.clone(), tasks: tasks.clone() }
+}
+
+fn bind(settings: &Settings, port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(settings.listen_address, port);
+    let listen = |address: SocketAddr| {
+        let socket =
+            if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen(address)
+        .or_else(|error| {
+            // A machine without IPv6 cannot bind the unspecified IPv6 address.
+            if address.ip().is_unspecified() && address.is_ipv6() {
+                listen(SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), port))
+            } else {
+                Err(error)
+            }
+        })
+        .with_context(|| format!("cannot listen on {address}"))
+}
+
+fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
+    let mut config = StoreConfig::new(&settings.store_path);
+    config.sync = match settings.storage_sync {
+        StorageSync::Os => SyncMode::Os,
+        StorageSync::Disk => SyncMode::Disk,
+    };
+    let wrap = ConnectionStringWrap::new(settings.connection_string.key().as_bytes());
+    let Opened { store, moved_aside, seal_problem, .. } =
+        Store::open(config, clock, Arc::new(wrap))?;
+    if let Some(moved) = moved_aside {
+        tracing::error!(
+            "The store did not open ({}): it was moved to {} and an empty one is used",
+            moved.reason,
+            moved.path.display()
+        );
+    }
+    if let Some(problem) = seal_problem {
+        tracing::error!("Sealed values of the store (scope, tokens) read as missing: {problem}");
+    }
+    Ok(store)
+}
+
+/// Settles expired messages of all queues now and then (spec/operations.md A1.2).
+async fn sweep(
+    store: Store,
+    clock: Arc<SystemClock>,
+    interval: Duration,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = stop.cancelled() => return,
+        }
+        for queue in store.queues() {
+            match queue.expire(clock.unix_ms(), SWEEP_CHUNK).await {
+                Ok(0) => {}
+                Ok(count) => {
+                    tracing::info!("{count} messages of {} expired", queue.id().endpoint);
+                }
+                Err(error) => tracing::warn!("Looking for expired messages failed: {error}"),
+            }
+        }
+    }
+}
+
+fn watch_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("Initiating shutdown");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+async fn shut_down(tasks: TaskTracker, store: Store) -> anyhow::Result<()> {
+    tasks.close();
+    if tokio::time::timeout(SHUTDOWN_MAX / 2, tasks.wait()).await.is_err() {
+        tracing::warn!("{} tasks did not end in time", tasks.len());
+    }
+    match tokio::time::timeout(SHUTDOWN_MAX / 2, store.close()).await {
+        Ok(closed) => Ok(closed?),
+        Err(_) => anyhow::bail!("the store did not close in time"),
+    }
+}
+
+/// A new random GUID for the metrics of this run (spec/operations.md A2.2).
+fn instance() -> anyhow::Result<String> {
+    let mut bytes = [0u8; 16];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("this machine has no randomness"))?;
+    let number = (u128::from_be_bytes(bytes) & !(0xf << 76) & !(0xc << 60)) | (4 << 76) | (8 << 60);
+    let hex = format!("{number:032x}");
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| hex.get(part).unwrap_or_default());
+    Ok(parts.join("-"))
+}

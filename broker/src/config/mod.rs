@@ -1,0 +1,380 @@
+//! What one edgeHub process was told to be, read once at start.
+//!
+//! Values that change at run time come from the module twin and are not here. Names, defaults
+//! and meanings: spec/operations.md A1.2 and A1.4; ours are listed in `docs/compatibility.md`.
+
+mod connection_string;
+mod environment;
+
+pub use connection_string::{ConnectionString, ConnectionStringError};
+pub use environment::Environment;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use edgehub_proto::identity::Identity;
+
+/// How hard the store holds what it commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StorageSync {
+    /// Survives the end of the process (default).
+    Os,
+    /// One fsync for each group of commits: survives power loss.
+    Disk,
+}
+
+/// The protocols towards IoT Hub or the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// MQTT over TLS.
+    Mqtt,
+    /// Named by its setting, not there yet.
+    Unsupported(&'static str),
+}
+
+/// Ports of the listeners, all on one address.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// `MqttSettings__Port`, 8883.
+    pub mqtt: u16,
+    /// `AmqpSettings__Port`, 5671.
+    pub amqp: u16,
+    /// `HttpSettings__Port`, 443.
+    pub https: u16,
+    /// `HttpSettings__metrics_port` or `Metrics__Listener__Port`, 9600.
+    pub metrics: u16,
+}
+
+/// Where this hub sends to.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// The parent's host name when nested, else IoT Hub's.
+    pub host: String,
+    /// Whether `host` is a parent edgeHub.
+    pub nested: bool,
+    /// Protocol of the device channel.
+    pub protocol: UpstreamProtocol,
+    /// `UpstreamMqttPort`, 8883.
+    pub mqtt_port: u16,
+    /// `UpstreamHttpsPort`, 443.
+    pub https_port: u16,
+}
+
+/// The files of the development form (spec/auth-hierarchy-http.md 11.1).
+#[derive(Clone, Debug)]
+pub struct CertificateFiles {
+    /// `EdgeHubDevServerCertificateFile`: PEM, leaf first, then its issuers.
+    pub certificate: PathBuf,
+    /// `EdgeHubDevServerPrivateKeyFile`: PEM.
+    pub private_key: PathBuf,
+    /// `EdgeHubDevTrustBundleFile`: PEM.
+    pub trust_bundle: PathBuf,
+}
+
+/// Everything a hub needs to start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// IoT Hub's host name: the audience of every token, at every layer.
+    pub hub_host: String,
+    /// This hub's own host name, `EdgeDeviceHostName`; also an accepted audience.
+    pub own_host: String,
+    /// `{device}/$edgeHub`.
+    pub own_identity: Identity,
+    /// The development form's connection string; its key signs our tokens.
+    pub connection_string: ConnectionString,
+    /// Server certificate, key and trust bundle.
+    pub certificates: CertificateFiles,
+    /// Where messages go.
+    pub upstream: UpstreamSettings,
+    /// `ListenAddress`: the address of every listener; unspecified means all of them.
+    pub listen_address: IpAddr,
+    /// The listeners' ports.
+    pub ports: Ports,
+    /// `MqttSettings__Enabled`.
+    pub mqtt_enabled: bool,
+    /// `HttpSettings__Enabled`.
+    pub https_enabled: bool,
+    /// `ClientCertAuthEnabled`: ask clients for a certificate, never require one.
+    pub client_certificates: bool,
+    /// `MqttSettings__MaxKeepAliveTimeout`, 00:29:27 (design.md D16).
+    pub keep_alive_max: Duration,
+    /// `MqttSettings__ConnectArrivalTimeout`, 00:01:00: from TCP accept to CONNECT.
+    pub connect_arrival_max: Duration,
+    /// `MaxConnectedClients`, 100.
+    pub connected_clients_max: usize,
+    /// `<StorageFolder>/edgeHub`.
+    pub store_path: PathBuf,
+    /// `StorageSync`.
+    pub storage_sync: StorageSync,
+    /// Name and text of each route of `routes__*`; the default route when there is none.
+    pub routes: Vec<(String, String)>,
+    /// Global time to live of stored messages; none = for ever.
+    pub time_to_live: Option<Duration>,
+    /// `MessageCleanupIntervalSecs`, at least 30 s.
+    pub cleanup_interval: Duration,
+    /// `DeviceScopeCacheRefreshRateSecs`.
+    pub scope_refresh_period: Duration,
+    /// `DeviceScopeCacheRefreshDelaySecs`.
+    pub scope_refresh_gap: Duration,
+    /// `CloudConnectionIdleTimeoutSecs`, none when `CloseCloudConnectionOnIdleTimeout` is false.
+    pub upstream_idle: Option<Duration>,
+    /// `TrackDeviceState`.
+    pub track_device_state: bool,
+    /// `RuntimeLogLevel` as given.
+    pub log_level: String,
+    /// `EDGEHUB_FAULTS`: Unix socket of the fault-injection commands (feature `faults` only).
+    pub faults_socket: Option<PathBuf>,
+}
+
+/// Why a hub cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// Names every variable that is missing.
+    #[error("these settings are required and missing: {}", .0.join(", "))]
+    Missing(Vec<&'static str>),
+    /// The connection string cannot be used.
+    #[error("IotHubConnectionString: {0}")]
+    ConnectionString(#[from] ConnectionStringError),
+    /// A protocol that this build does not have.
+    #[error(
+        "UpstreamProtocol is {0}; this build speaks only Mqtt upstream: set UpstreamProtocol=Mqtt"
+    )]
+    Protocol(&'static str),
+}
+
+/// Settings, and what was wrong with the values that have a default.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings to run with.
+    pub settings: Settings,
+    /// One text for each bad value, for the log.
+    pub problems: Vec<String>,
+}
+
+impl Settings {
+    /// Reads the settings of a process.
+    ///
+    /// # Errors
+    /// When something is missing without which the hub cannot work; all of it is named at once.
+    pub fn load(mut env: Environment) -> Result<Loaded, SettingsError> {
+        let mut missing = Vec::new();
+        let mut required = |name: &'static str| match env.text(name) {
+            Some(text) => text.to_owned(),
+            None => {
+                missing.push(name);
+                String::new()
+            }
+        };
+        let connection = required("IotHubConnectionString");
+        let own_host = required("EdgeDeviceHostName");
+        let certificates = CertificateFiles {
+            certificate: required("EdgeHubDevServerCertificateFile").into(),
+            private_key: required("EdgeHubDevServerPrivateKeyFile").into(),
+            trust_bundle: required("EdgeHubDevTrustBundleFile").into(),
+        };
+        if !missing.is_empty() {
+            return Err(SettingsError::Missing(missing));
+        }
+        let connection_string = ConnectionString::parse(&connection)?;
+        let upstream = upstream(&mut env, &connection_string.host)?;
+        let routes = routes(&env);
+        let ttl = env.integer("StoreAndForward__TimeToLiveSecs", -1);
+        let settings = Self {
+            hub_host: connection_string.host.clone(),
+            own_host,
+            own_identity: connection_string.identity.clone(),
+            connection_string,
+            certificates,
+            upstream,
+            listen_address: env
+                .address("ListenAddress")
+                .unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+            ports: ports(&mut env),
+            mqtt_enabled: env.flag("MqttSettings__Enabled", true),
+            https_enabled: env.flag("HttpSettings__Enabled", true),
+            client_certificates: env.flag("ClientCertAuthEnabled", true),
+            keep_alive_max: env
+                .time_span("MqttSettings__MaxKeepAliveTimeout", Duration::from_secs(1767)),
+            connect_arrival_max: env
+                .time_span("MqttSettings__ConnectArrivalTimeout", Duration::from_secs(60)),
+            connected_clients_max: usize::try_from(
+                env.bounded("MaxConnectedClients", 100, 1_000_000),
+            )
+            .unwrap_or(usize::MAX),
+            store_path: storage_folder(&env).join("edgeHub"),
+            storage_sync: env.choice(
+                "StorageSync",
+                &[("os", StorageSync::Os), ("disk", StorageSync::Disk)],
+                StorageSync::Os,
+            ),
+            routes,
+            time_to_live: u64::try_from(ttl).ok().map(Duration::from_secs),
+            cleanup_interval: Duration::from_secs(
+                env.bounded("MessageCleanupIntervalSecs", 1800, 86_400 * 365).max(30),
+            ),
+            scope_refresh_period: Duration::from_secs(env.bounded(
+                "DeviceScopeCacheRefreshRateSecs",
+                3600,
+                86_400 * 365,
+            )),
+            scope_refresh_gap: Duration::from_secs(
+                u64::try_from(env.integer("DeviceScopeCacheRefreshDelaySecs", 120)).unwrap_or(120),
+            ),
+            upstream_idle: idle(&mut env),
+            track_device_state: env.flag("TrackDeviceState", true),
+            log_level: env.text("RuntimeLogLevel").unwrap_or("info").to_owned(),
+            faults_socket: env.text("EDGEHUB_FAULTS").map(PathBuf::from),
+        };
+        Ok(Loaded { settings, problems: env.take_problems() })
+    }
+
+    /// The address outgoing sockets bind to: the listeners' when it is a specific one.
+    #[must_use]
+    pub fn outgoing_address(&self) -> Option<IpAddr> {
+        Some(self.listen_address).filter(|address| !address.is_unspecified())
+    }
+}
+
+fn upstream(env: &mut Environment, hub_host: &str) -> Result<UpstreamSettings, SettingsError> {
+    let protocol = env.choice(
+        "UpstreamProtocol",
+        &[
+            ("Mqtt", UpstreamProtocol::Mqtt),
+            ("MqttWs", UpstreamProtocol::Unsupported("MqttWs")),
+            ("Amqp", UpstreamProtocol::Unsupported("Amqp")),
+            ("AmqpWs", UpstreamProtocol::Unsupported("AmqpWs")),
+        ],
+        UpstreamProtocol::Unsupported("unset (Amqp)"),
+    );
+    if let UpstreamProtocol::Unsupported(name) = protocol {
+        return Err(SettingsError::Protocol(name));
+    }
+    let parent = env.text("IOTEDGE_GATEWAYHOSTNAME").map(str::to_owned);
+    Ok(UpstreamSettings {
+        nested: parent.is_some(),
+        host: parent.unwrap_or_else(|| hub_host.to_owned()),
+        protocol,
+        mqtt_port: env.port("UpstreamMqttPort", 8883),
+        https_port: env.port("UpstreamHttpsPort", 443),
+    })
+}
+
+fn ports(env: &mut Environment) -> Ports {
+    let listener = env.port("Metrics__Listener__Port", 9600);
+    Ports {
+        mqtt: env.port("MqttSettings__Port", 8883),
+        amqp: env.port("AmqpSettings__Port", 5671),
+        https: env.port("HttpSettings__Port", 443),
+        metrics: env.port("HttpSettings__metrics_port", listener),
+    }
+}
+
+fn routes(env: &Environment) -> Vec<(String, String)> {
+    let given: Vec<(String, String)> = env
+        .section("routes")
+        .filter(|(_, text)| !text.trim().is_empty())
+        .map(|(name, text)| (name.to_owned(), text.trim().to_owned()))
+        .collect();
+    if given.is_empty() {
+        // The route of the reference's settings file.
+        return vec![("r1".to_owned(), "FROM /* INTO $upstream".to_owned())];
+    }
+    given
+}
+
+fn storage_folder(env: &Environment) -> PathBuf {
+    env.text("StorageFolder").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
+fn idle(env: &mut Environment) -> Option<Duration> {
+    let seconds = env.bounded("CloudConnectionIdleTimeoutSecs", 3600, 86_400 * 365);
+    env.flag("CloseCloudConnectionOnIdleTimeout", true).then(|| Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "cHJpbWFyeS1rZXktMDEyMzQ1Njc4OWFiY2RlZjAxMjM=";
+
+    fn minimal() -> Vec<(String, String)> {
+        [
+            (
+                "IotHubConnectionString",
+                format!(
+                    "HostName=h.example;DeviceId=edge1;ModuleId=$edgeHub;SharedAccessKey={KEY}"
+                ),
+            ),
+            ("EdgeDeviceHostName", "edge1.example".to_owned()),
+            ("EdgeHubDevServerCertificateFile", "c.pem".to_owned()),
+            ("EdgeHubDevServerPrivateKeyFile", "k.pem".to_owned()),
+            ("EdgeHubDevTrustBundleFile", "t.pem".to_owned()),
+            ("UpstreamProtocol", "mqtt".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec()
+    }
+
+    fn load(extra: &[(&str, &str)]) -> Result<Loaded, SettingsError> {
+        let mut variables = minimal();
+        variables.retain(|(name, _)| extra.iter().all(|(other, _)| other != name));
+        variables.extend(extra.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+        Settings::load(Environment::new(variables))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let Loaded { settings, problems } = load(&[]).unwrap();
+        assert!(problems.is_empty());
+        assert_eq!(settings.own_identity.as_str(), "edge1/$edgeHub");
+        assert_eq!(settings.ports.mqtt, 8883);
+        assert_eq!(settings.ports.amqp, 5671);
+        assert_eq!(settings.ports.https, 443);
+        assert_eq!(settings.ports.metrics, 9600);
+        assert_eq!(settings.upstream.host, "h.example");
+        assert!(!settings.upstream.nested);
+        assert_eq!(settings.keep_alive_max, Duration::from_secs(1767));
+        assert_eq!(settings.connected_clients_max, 100);
+        assert_eq!(settings.time_to_live, None);
+        assert_eq!(settings.routes[0].1, "FROM /* INTO $upstream");
+        assert!(settings.listen_address.is_unspecified());
+        assert_eq!(settings.outgoing_address(), None);
+    }
+
+    #[test]
+    fn a_gateway_host_makes_a_lower_layer() {
+        let extra = [("IOTEDGE_GATEWAYHOSTNAME", "edge0.example"), ("ListenAddress", "127.0.9.1")];
+        let settings = load(&extra).unwrap().settings;
+        assert_eq!(settings.upstream.host, "edge0.example");
+        assert_eq!(settings.hub_host, "h.example");
+        assert!(settings.upstream.nested);
+        assert_eq!(settings.outgoing_address(), Some("127.0.9.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn all_missing_settings_are_named_at_once() {
+        let error = Settings::load(Environment::new([])).unwrap_err().to_string();
+        for name in ["IotHubConnectionString", "EdgeDeviceHostName", "EdgeHubDevTrustBundleFile"] {
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn any_upstream_protocol_but_mqtt_is_refused_with_its_name() {
+        for (value, name) in [("Amqp", "Amqp"), ("amqpws", "AmqpWs"), ("MqttWs", "MqttWs")] {
+            let error = load(&[("UpstreamProtocol", value)]).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("UpstreamProtocol=Mqtt"), "{error}");
+        }
+        assert!(load(&[("UpstreamProtocol", "")]).is_err());
+    }
+
+    #[test]
+    fn the_metrics_port_has_an_order_of_precedence() {
+        let old = [("Metrics__Listener__Port", "9700")];
+        assert_eq!(load(&old).unwrap().settings.ports.metrics, 9700);
+        let both = [("Metrics__Listener__Port", "9700"), ("HttpSettings__metrics_port", "9800")];
+        assert_eq!(load(&both).unwrap().settings.ports.metrics, 9800);
+    }
+}

@@ -1,0 +1,34 @@
+//! Named limits of the HTTP listeners.
+
+use std::time::Duration;
+
+/// Connections to the HTTPS head at once. A child hub needs one; further connections wait in the
+/// accept queue until others end, which [`HEADER_READ_MAX`] and [`CONNECTION_MAX`] see to.
+pub const CONNECTIONS_MAX: usize = 512;
+
+/// Connections to the metrics port at once: a few scrapers.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// TLS handshakes under way at once.
+pub const HANDSHAKES_MAX: usize = 128;
+
+/// How long a TLS handshake may take.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// How long the head of a request may take to arrive; also how long a connection may be idle.
+pub const HEADER_READ_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head, and of what is buffered of its body (testing.md S12).
+pub const HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of a request's body. The largest legal one has a chain of 16 ids of modules.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// How long the body of a request may take to arrive.
+pub const BODY_READ_MAX: Duration = Duration::from_secs(10);
+
+/// How long a connection may live in all, so that a client that does not read its answers ends.
+pub const CONNECTION_MAX: Duration = Duration::from_secs(300);
+
+/// How long a connection may finish its request once it is to end.
+pub const FINISH_MAX: Duration = Duration::from_secs(3);

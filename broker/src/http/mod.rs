@@ -1,0 +1,165 @@
+//! The HTTP heads: HTTPS on 443 for child hubs, plain HTTP on 9600 for operators.
+//!
+//! [`scope_api`] and [`admin`] are routers without sockets; [`listen`] puts one of them on a
+//! listener. HTTP/1.1 only. Every wait and every buffer that a client can cause is bounded by
+//! [`limits`]. Contract: spec/auth-hierarchy-http.md 7 and 10, spec/operations.md A2.1.
+
+pub mod admin;
+pub mod limits;
+pub mod scope_api;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::HeaderValue;
+use axum::http::header::X_CONTENT_TYPE_OPTIONS;
+use axum::middleware::map_response;
+use axum::response::Response;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use limits::{
+    CONNECTION_MAX, FINISH_MAX, HANDSHAKE_MAX, HANDSHAKES_MAX, HEADER_BYTES_MAX, HEADER_READ_MAX,
+};
+
+/// What carries a listener's connections.
+#[derive(Clone)]
+pub enum Transport {
+    /// Nothing but TCP.
+    Plain,
+    /// TLS.
+    Tls(TlsAcceptor),
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "Plain",
+            Self::Tls(_) => "Tls",
+        })
+    }
+}
+
+/// What a listener needs beside its socket.
+#[derive(Clone, Debug)]
+pub struct ListenerContext {
+    /// What carries the connections.
+    pub transport: Transport,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// Fires when the hub stops: requests under way get [`limits::FINISH_MAX`].
+    pub stop: CancellationToken,
+    /// Owns the tasks of the connections.
+    pub tasks: TaskTracker,
+}
+
+/// Accepts connections and serves `router` on each, until the context's token fires.
+///
+/// A failure to accept (too many open files) is waited out: it must not end the listener.
+pub async fn listen(listener: TcpListener, router: Router, context: ListenerContext) {
+    let router = router.layer(map_response(nosniff));
+    let connections = Arc::new(Semaphore::new(context.connections_max));
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let permit = tokio::select! {
+            permit = Arc::clone(&connections).acquire_owned() => permit,
+            () = context.stop.cancelled() => return,
+        };
+        let Ok(permit) = permit else { return };
+        let (socket, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!("HTTP cannot accept a connection now: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = context.stop.cancelled() => return,
+        };
+        let router = router.clone();
+        let stop = context.stop.clone();
+        let transport = context.transport.clone();
+        let handshakes = Arc::clone(&handshakes);
+        context.tasks.spawn(async move {
+            let _permit = permit;
+            // Answers are small and must not wait for acknowledgements of earlier ones.
+            let _ = socket.set_nodelay(true);
+            match transport {
+                Transport::Plain => serve(socket, router, stop).await,
+                Transport::Tls(acceptor) => {
+                    let accepted = timeout(HANDSHAKE_MAX, handshake(socket, acceptor, &handshakes));
+                    match accepted.await {
+                        Ok(Ok(stream)) => serve(stream, router, stop).await,
+                        Ok(Err(error)) => handshake_failed(peer, &error),
+                        Err(_) => handshake_failed(peer, &io::ErrorKind::TimedOut.into()),
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn handshake(
+    socket: TcpStream,
+    acceptor: TlsAcceptor,
+    handshakes: &Semaphore,
+) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+    // Closed only with the process.
+    let _permit = handshakes.acquire().await.map_err(io::Error::other)?;
+    acceptor.accept(socket).await
+}
+
+/// Serves one connection until it ends, `stop` fires or it is too old.
+async fn serve<S>(stream: S, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_READ_MAX)
+            .max_buf_size(HEADER_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = stop.cancelled() => None,
+        () = tokio::time::sleep(CONNECTION_MAX) => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            timeout(FINISH_MAX, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("An HTTP connection failed: {error}");
+    }
+}
+
+fn handshake_failed(peer: SocketAddr, error: &io::Error) {
+    tracing::debug!("TLS handshake with {peer} failed: {error}");
+}
+
+/// Every answer says that its content type is meant (spec/auth-hierarchy-http.md 10).
+async fn nosniff(mut response: Response) -> Response {
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

@@ -1,0 +1,240 @@
+//! What all protocol heads share: who is connected, how a claim is judged, where a message goes.
+//!
+//! A head translates frames into calls on [`Hub`] and nothing else; a fourth head would add no
+//! line here.
+
+mod ingest;
+mod registry;
+
+pub use ingest::{Ingest, Outcome, Telemetry};
+pub use registry::{Registration, Registry, RegistryFull};
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use edgehub_auth::authenticator::{
+    AudienceHosts, Authenticator, AuthnError, Claim, Principal, Verdict, verify,
+};
+use edgehub_auth::scope_cache::ScopeCache;
+use edgehub_proto::clock::Clock;
+use edgehub_proto::identity::Identity;
+use edgehub_storage::Store;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::routing::Router;
+use crate::telemetry::metrics;
+
+/// Outputs of one identity that get their own metric label; later ones share one.
+pub const OUTPUT_LABELS_MAX: usize = 64;
+/// The label of outputs beyond [`OUTPUT_LABELS_MAX`].
+pub const OTHER_OUTPUT: &str = "(other)";
+
+/// The label of refused connections of ids that are not in scope.
+pub const UNKNOWN_ID: &str = "(unknown)";
+/// Claims that are judged again before other tasks get their turn.
+const RECHECKS_PER_TURN: usize = 64;
+
+/// Parts a hub is made of.
+#[derive(Debug)]
+pub struct HubParts {
+    /// IoT Hub's host name.
+    pub hub_host: String,
+    /// `{device}/$edgeHub`.
+    pub own_identity: Identity,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The device scope.
+    pub scope: Arc<ScopeCache>,
+    /// Hosts that tokens may name.
+    pub hosts: AudienceHosts,
+    /// Judges claims; made of the same `scope`, `hosts` and `clock` as this hub.
+    pub authenticator: Arc<Authenticator>,
+    /// Routes in force.
+    pub router: Router,
+    /// Where messages last.
+    pub store: Store,
+    /// Connections at once.
+    pub connected_clients_max: usize,
+}
+
+/// The hub behind the heads. One per process, shared.
+#[derive(Debug)]
+pub struct Hub {
+    hub_host: String,
+    own_identity: Identity,
+    clock: Arc<dyn Clock>,
+    scope: Arc<ScopeCache>,
+    hosts: AudienceHosts,
+    authenticator: Arc<Authenticator>,
+    router: Router,
+    store: Store,
+    registry: Arc<Registry>,
+    output_labels: Mutex<HashMap<Identity, HashSet<String>>>,
+}
+
+impl Hub {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: HubParts) -> Arc<Self> {
+        Arc::new(Self {
+            hub_host: parts.hub_host,
+            own_identity: parts.own_identity,
+            clock: parts.clock,
+            scope: parts.scope,
+            hosts: parts.hosts,
+            authenticator: parts.authenticator,
+            router: parts.router,
+            store: parts.store,
+            registry: Registry::new(parts.connected_clients_max),
+            output_labels: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Judges a claim and, when it holds, registers the connection: an older one of the same
+    /// identity is told to close, and its late end cannot remove this one.
+    ///
+    /// # Errors
+    /// Why the client may not, or may not now.
+    ///
+    /// # Cancel safety
+    /// Dropping the future registers nothing.
+    pub async fn connect(&self, claim: Claim) -> Result<Connected, ConnectError> {
+        let principal = match self.authenticator.authenticate(&claim).await {
+            Ok(principal) => principal,
+            Err(error) => {
+                self.count_refusal(&claim.identity);
+                return Err(ConnectError::Refused(error));
+            }
+        };
+        let registration = self.registry.register(claim.clone())?;
+        // The scope may have changed after the verdict, and `watch_scope` have looked at the live
+        // connections before this one was among them.
+        if let Some(error) = self.revoked(&claim) {
+            self.count_refusal(&claim.identity);
+            return Err(ConnectError::Refused(error));
+        }
+        metrics::connect_succeeded(principal.identity(), &self.hub_host).increment(1);
+        tracing::info!("New device connection for device {}", principal.identity());
+        Ok(Connected { principal, registration })
+    }
+
+    /// Counts the end of a connection.
+    pub fn disconnected(&self, identity: &Identity) {
+        metrics::disconnected(identity, &self.hub_host).increment(1);
+    }
+
+    /// Judges every live connection again whenever the device scope changes, until `stop`:
+    /// whoever was removed, disabled or given other keys is disconnected
+    /// (spec/auth-hierarchy-http.md 4.6).
+    pub async fn watch_scope(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.scope.subscribe();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            for (index, live) in self.registry.live().into_iter().enumerate() {
+                if let Some(error) = self.revoked(&live.claim) {
+                    let reason = error.reason();
+                    tracing::info!("Closing the connection of {}: {reason}", live.claim.identity);
+                    live.close.cancel();
+                }
+                if index % RECHECKS_PER_TURN == RECHECKS_PER_TURN - 1 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Why a claim that held before does not hold any more; none while it does.
+    ///
+    /// A refusal that newer knowledge could change counts once the scope is initialised: an
+    /// identity leaves the tree, or loses its way to us, only on positive evidence (design.md
+    /// D12). Whoever is closed wrongly reconnects, and then upstream is asked.
+    fn revoked(&self, claim: &Claim) -> Option<AuthnError> {
+        // Before the snapshot, as in `Authenticator`: the safe mistake.
+        let initialised = self.scope.is_initialised();
+        let now_ms = self.clock.unix_ms();
+        match verify(&self.scope.current(), &self.hosts, claim, now_ms) {
+            Verdict::Accepted(_) => None,
+            Verdict::Refused(error) => Some(error),
+            Verdict::Stale(stale) => initialised.then_some(stale.error),
+        }
+    }
+
+    /// Counts a refused connection under its id, if there is such an identity: a stranger
+    /// chooses its name freely, and each name would be a series for ever.
+    fn count_refusal(&self, identity: &Identity) {
+        let known = self.scope.current().get(identity).is_some();
+        let id = if known { identity.as_str() } else { UNKNOWN_ID };
+        metrics::connect_failed(id).increment(1);
+    }
+
+    /// The device scope.
+    #[must_use]
+    pub fn scope(&self) -> &Arc<ScopeCache> {
+        &self.scope
+    }
+
+    /// Judges claims of protocols without a connection.
+    #[must_use]
+    pub fn authenticator(&self) -> &Arc<Authenticator> {
+        &self.authenticator
+    }
+
+    /// `{device}/$edgeHub`.
+    #[must_use]
+    pub fn own_identity(&self) -> &Identity {
+        &self.own_identity
+    }
+
+    /// Time.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The metric label of a module's output; the number of labels is bounded, because a client
+    /// chooses the names.
+    fn output_label(&self, sender: &Identity, output: Option<&str>) -> String {
+        let Some(output) = output else { return String::new() };
+        let mut labels = self.output_labels.lock();
+        let known = labels.entry(sender.clone()).or_default();
+        if known.contains(output) || known.len() < OUTPUT_LABELS_MAX {
+            known.insert(output.to_owned());
+            return output.to_owned();
+        }
+        OTHER_OUTPUT.to_owned()
+    }
+}
+
+/// A client that may speak.
+#[derive(Debug)]
+pub struct Connected {
+    /// Proof of who it is.
+    pub principal: Principal,
+    /// Its place among the live connections; dropping it gives the place up.
+    pub registration: Registration,
+}
+
+/// Why a client may not connect.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The claim does not hold, or cannot be judged now.
+    #[error(transparent)]
+    Refused(#[from] AuthnError),
+    /// `MaxConnectedClients` is reached.
+    #[error(transparent)]
+    Full(#[from] RegistryFull),
+}
+
+#[cfg(test)]
+mod tests;

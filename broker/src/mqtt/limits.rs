@@ -1,0 +1,40 @@
+//! Named limits of one MQTT connection.
+
+use std::time::Duration;
+
+/// Largest CONNECT: two ids, a user name, a token and a will of 64 KiB fit.
+pub const CONNECT_BYTES_MAX: usize = 131_072;
+
+/// Largest packet once connected: a 256 KiB message and a topic of 65,535 bytes
+/// (spec/mqtt.md 8.5 REC). What is too large as a message is acknowledged and dropped.
+pub const PACKET_BYTES_MAX: u32 = 262_144 + 65_535 + 16;
+
+/// Bytes of publishes that a connection may have waiting for a commit. Beyond it the socket is
+/// not read: the client's own window fills long before.
+pub const UNCOMMITTED_BYTES_MAX: usize = 1_048_576;
+
+/// What one publish costs beside its bytes, for [`UNCOMMITTED_BYTES_MAX`].
+pub const PUBLISH_OVERHEAD_BYTES: usize = 256;
+
+/// Bytes read from the socket in one turn.
+pub const READ_BYTES_MAX: usize = 65_536;
+
+/// Bytes that must arrive at once to count as a sign of life while their packet is incomplete.
+pub const PROGRESS_BYTES_MIN: usize = 256;
+
+/// How long the TLS handshake and then the CONNECT may take, each, beside the overall
+/// `ConnectArrivalTimeout`.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// How long one write may wait for a client that does not read.
+pub const WRITE_MAX: Duration = Duration::from_secs(30);
+
+/// How long each last courtesy of a closing connection may take: answers that are due, messages
+/// that were read, the end of TLS.
+pub const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
+/// TLS handshakes under way at once; further connections wait in the accept queue.
+pub const HANDSHAKES_MAX: usize = 256;
+
+/// Filters of one SUBSCRIBE or UNSUBSCRIBE.
+pub const FILTERS_MAX: usize = 50;

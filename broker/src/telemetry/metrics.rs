@@ -1,0 +1,254 @@
+//! Metrics in the names, labels and text form of spec/operations.md A2.
+//!
+//! Handles are made once and kept by whoever counts: making one looks its labels up, adding to
+//! one is a single atomic. Label order on the wire is `iothub`, `edge_device`,
+//! `instance_number`, the metric's own, `ms_telemetry`.
+
+use edgehub_proto::identity::Identity;
+use metrics::{Counter, Gauge, counter, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// The content type of `/metrics`.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The process's metrics; renders them on request.
+#[derive(Clone)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// The recorder was installed before: a process has one.
+#[derive(Debug, thiserror::Error)]
+#[error("the metrics of this process were started twice")]
+pub struct StartedTwice;
+
+impl Metrics {
+    /// Installs the recorder of this process with its three global labels.
+    ///
+    /// # Errors
+    /// When the process already has one.
+    pub fn start(hub_host: &str, own_device: &str, instance: &str) -> Result<Self, StartedTwice> {
+        let recorder = PrometheusBuilder::new()
+            .add_global_label("iothub", hub_host)
+            .add_global_label("edge_device", own_device)
+            .add_global_label("instance_number", instance)
+            .build_recorder();
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder).map_err(|_| StartedTwice)?;
+        Ok(Self { handle })
+    }
+
+    /// All samples as text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+}
+
+/// `edgehub_messages_received_total`: each device message accepted before routing.
+#[must_use]
+pub fn messages_received(from: &Identity, output: &str) -> Counter {
+    counter!(
+        "edgehub_messages_received_total",
+        "id" => from.as_str().to_owned(),
+        "route_output" => output.to_owned(),
+        "ms_telemetry" => "True"
+    )
+}
+
+/// Why a message was dropped; the reference knows `no_route` and `ttl_expiry`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// The property bag of the topic is malformed (design.md D5).
+    BadProperties,
+    /// It matched no route.
+    NoRoute,
+    /// It is larger than 256 KiB (design.md D5).
+    TooLarge,
+    /// Its topic is none that this hub takes (design.md D5).
+    UnknownTopic,
+}
+
+impl DropReason {
+    /// The value of the label `reason`.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::BadProperties => "bad_properties",
+            Self::NoRoute => "no_route",
+            Self::TooLarge => "too_large",
+            Self::UnknownTopic => "unknown_topic",
+        }
+    }
+}
+
+/// `edgehub_messages_dropped_total`.
+#[must_use]
+pub fn messages_dropped(reason: DropReason, from: &Identity, output: &str) -> Counter {
+    counter!(
+        "edgehub_messages_dropped_total",
+        "reason" => reason.label(),
+        "from" => from.as_str().to_owned(),
+        "from_route_output" => output.to_owned(),
+        "ms_telemetry" => "True"
+    )
+}
+
+/// `edgehub_messages_unack_total{reason="storage_failure"}`.
+#[must_use]
+pub fn messages_unacknowledged(from: &Identity) -> Counter {
+    counter!(
+        "edgehub_messages_unack_total",
+        "reason" => "storage_failure",
+        "from" => from.as_str().to_owned(),
+        "from_route_output" => "",
+        "ms_telemetry" => "True"
+    )
+}
+
+/// `edgehub_queue_length`, unsettled messages of one queue.
+#[must_use]
+pub fn queue_length(endpoint: &str, priority: u32) -> Gauge {
+    gauge!(
+        "edgehub_queue_length",
+        "endpoint" => endpoint.to_owned(),
+        "priority" => priority.to_string(),
+        "ms_telemetry" => "True"
+    )
+}
+
+/// `edgehub_store_oldest_message_age_seconds`, ours; 0 when the queue is empty.
+#[must_use]
+pub fn oldest_message_age(endpoint: &str, priority: u32) -> Gauge {
+    gauge!(
+        "edgehub_store_oldest_message_age_seconds",
+        "endpoint" => endpoint.to_owned(),
+        "priority" => priority.to_string()
+    )
+}
+
+/// `edgehub_connected_clients`, this hub itself not counted.
+#[must_use]
+pub fn connected_clients() -> Gauge {
+    gauge!("edgehub_connected_clients")
+}
+
+/// `edgehub_client_connect_failed_total{reason="not_authenticated"}`.
+#[must_use]
+pub fn connect_failed(id: &str) -> Counter {
+    counter!(
+        "edgehub_client_connect_failed_total",
+        "id" => id.to_owned(),
+        "reason" => "not_authenticated",
+        "ms_telemetry" => "True"
+    )
+}
+
+/// `edgehub_client_connect_success_total`; its `id` is a sentence that tools parse
+/// (spec/operations.md A2.3, A2.4).
+#[must_use]
+pub fn connect_succeeded(identity: &Identity, hub_host: &str) -> Counter {
+    counter!("edgehub_client_connect_success_total", "id" => sentence(identity, hub_host))
+}
+
+/// `edgehub_client_disconnect_total`, same `id`.
+#[must_use]
+pub fn disconnected(identity: &Identity, hub_host: &str) -> Counter {
+    counter!("edgehub_client_disconnect_total", "id" => sentence(identity, hub_host))
+}
+
+fn sentence(identity: &Identity, hub_host: &str) -> String {
+    let device = identity.device_id();
+    match identity.module_id() {
+        Some(module) => {
+            format!("DeviceId: {device}; ModuleId: {module} [IotHubHostName: {hub_host}]")
+        }
+        None => format!("DeviceId: {device} [IotHubHostName: {hub_host}]"),
+    }
+}
+
+/// `edgehub_store_commits_total` and `edgehub_store_wal_syncs_total`, ours.
+pub fn set_store_counters(commits: u64, wal_syncs: u64) {
+    counter!("edgehub_store_commits_total").absolute(commits);
+    counter!("edgehub_store_wal_syncs_total").absolute(wal_syncs);
+}
+
+/// Counts of PUBACKs and of the socket writes that carried them, ours.
+#[derive(Clone)]
+pub struct AckCounters {
+    /// `edgehub_pubacks_total`.
+    pub acks: Counter,
+    /// `edgehub_puback_writes_total`.
+    pub writes: Counter,
+}
+
+impl AckCounters {
+    /// The two counters of this process.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            acks: counter!("edgehub_pubacks_total"),
+            writes: counter!("edgehub_puback_writes_total"),
+        }
+    }
+}
+
+impl Default for AckCounters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for AckCounters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AckCounters").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_the_exact_form_of_the_contract() {
+        let recorder = PrometheusBuilder::new()
+            .add_global_label("iothub", "h.azure-devices.net")
+            .add_global_label("edge_device", "gw1")
+            .add_global_label("instance_number", "0f6c")
+            .build_recorder();
+        let handle = recorder.handle();
+        let sensor = Identity::parse("gw1/sensor").unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            messages_received(&sensor, "out1").increment(42);
+            messages_dropped(DropReason::NoRoute, &sensor, "").increment(1);
+            queue_length("iothub", 2_000_000_000).set(7.0);
+            connected_clients().set(3.0);
+            connect_succeeded(&sensor, "h.azure-devices.net").increment(1);
+        });
+        let text = handle.render();
+        let common = r#"iothub="h.azure-devices.net",edge_device="gw1",instance_number="0f6c""#;
+        for line in [
+            format!(
+                r#"edgehub_messages_received_total{{{common},id="gw1/sensor",route_output="out1",ms_telemetry="True"}} 42"#
+            ),
+            format!(
+                r#"edgehub_messages_dropped_total{{{common},reason="no_route",from="gw1/sensor",from_route_output="",ms_telemetry="True"}} 1"#
+            ),
+            format!(
+                r#"edgehub_queue_length{{{common},endpoint="iothub",priority="2000000000",ms_telemetry="True"}} 7"#
+            ),
+            format!("edgehub_connected_clients{{{common}}} 3"),
+            format!(
+                r#"edgehub_client_connect_success_total{{{common},id="DeviceId: gw1; ModuleId: sensor [IotHubHostName: h.azure-devices.net]"}} 1"#
+            ),
+        ] {
+            assert!(text.lines().any(|l| l == line), "missing {line}\nin\n{text}");
+        }
+    }
+}

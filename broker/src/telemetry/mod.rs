@@ -1,0 +1,4 @@
+//! What operators see of a running hub: log lines and metrics, in the reference's exact form.
+
+pub mod logs;
+pub mod metrics;

@@ -1,0 +1,90 @@
+//! Throughput of our hub beside a peer, measured on this machine in one run: see `scripts/perf.sh`.
+//!
+//! `mqtt-ingest` sends QoS 1 publishes in a closed loop to one hub (release build, TLS, each way of
+//! `StorageSync`) and to Debian's mosquitto without persistence, with the same certificates. What
+//! it prints to compare is server CPU per message: messages per second depend on the load
+//! generator, which shares the machine's cores with the servers.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a measuring program reads the real clock and prints its table"
+)]
+
+mod gauge;
+mod hub;
+mod ingest;
+mod load;
+mod mosquitto;
+mod mqtt;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Measures throughput.
+#[derive(Debug, Parser)]
+#[command(name = "edgehub-perf", version)]
+struct Arguments {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Durable QoS 1 publishes into one hub, beside mosquitto.
+    MqttIngest(IngestOptions),
+}
+
+/// How much load, for how long, on whom.
+#[derive(Clone, Debug, clap::Args)]
+struct IngestOptions {
+    /// Connections, each a device of its own.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    connections: u16,
+    /// Unacknowledged publishes per connection.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    window: u16,
+    /// Body size in bytes; may be given several times.
+    #[arg(long = "size", default_values_t = [256, 1024])]
+    sizes: Vec<usize>,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Seconds of load before each measurement.
+    #[arg(long, default_value_t = 3)]
+    warm_up: u64,
+    /// Let the hub send on to the IoT Hub emulator meanwhile. Otherwise that link is cut, so that
+    /// the hub's CPU time is that of taking and storing messages alone.
+    #[arg(long)]
+    forward: bool,
+    /// Measure mosquitto without TLS too.
+    #[arg(long)]
+    plain: bool,
+    /// Leave mosquitto out.
+    #[arg(long)]
+    no_peer: bool,
+    /// Also write the figures to this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl IngestOptions {
+    const fn warm_up(&self) -> Duration {
+        Duration::from_secs(self.warm_up)
+    }
+
+    const fn measured(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    match Arguments::parse().scenario {
+        Scenario::MqttIngest(options) => ingest::run(&options).await,
+    }
+}

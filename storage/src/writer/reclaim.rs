@@ -1,0 +1,203 @@
+//! Checkpoints, and giving space back.
+//!
+//! A settle writes its queue's checkpoint in the same batch. The entries themselves are deleted
+//! later and together, behind the mark by ranges, because each tombstone costs every later seek
+//! something (stack-measurements 1 section 5). Files of a large deleted backlog are given back by
+//! a thread of their own, so that no commit waits for a compaction.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use edgehub_proto::records::Checkpoint;
+use prost::Message as _;
+use rocksdb::WriteBatch;
+
+use super::Writer;
+use crate::db::{Db, Open};
+use crate::error::StoreError;
+use crate::layout::{Cf, RECORD_VERSION, entry_key, entry_range};
+use crate::limits::{
+    COMPACT_CHECK_ENTRIES, RANGE_DELETE_MIN, RECLAIM_ENTRIES, RECLAIM_INTERVAL_MS,
+    SPARSE_RANGES_MAX,
+};
+use crate::read;
+use crate::settle::SettleSet;
+
+impl Writer {
+    /// Moves the marks of the queues in which the group settles something, stages their
+    /// checkpoints, and deletes what was settled when it is time.
+    pub(super) fn stage_checkpoints(
+        &mut self,
+        open: &Open<'_>,
+        batch: &mut WriteBatch,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.instant();
+        for number in &self.touched {
+            let Some(queue) = self.queues.get_mut(*number as usize) else { continue };
+            let Some(set) = &mut queue.settled else { continue };
+            let end = queue.next;
+            set.advance(end, |from| first_entry(open, *number, from, end));
+            let since = now.saturating_duration_since(queue.reclaimed_at);
+            let settled = queue.unreclaimed + queue.taken.len() as u64;
+            if settled >= RECLAIM_ENTRIES || since >= Duration::from_millis(RECLAIM_INTERVAL_MS) {
+                queue.deleted = set.reclaim(RECLAIM_ENTRIES);
+                stage_deletes(open, batch, *number, &queue.deleted)?;
+            }
+            let next = end + queue.entries.len() as u64;
+            stage_checkpoint(open, batch, *number, set, next)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what was settled, when nothing else is to do.
+    pub(super) fn reclaim_idle(&mut self) {
+        self.reclaim_waits = false;
+        for index in 0..self.queues.len() {
+            let Some(queue) = self.queues.get(index) else { continue };
+            if queue.unreclaimed == 0 && !queue.state.settled.lock().reclaimable() {
+                continue;
+            }
+            let mut set = queue.state.settled.lock().clone();
+            let deleted = set.reclaim(RECLAIM_ENTRIES);
+            let number = queue.state.number;
+            if !deleted.is_empty() {
+                self.change_physically(number, set, &deleted);
+            } else if let Some(queue) = self.queues.get_mut(index) {
+                queue.unreclaimed = 0;
+            }
+        }
+    }
+
+    /// Forgets spans when a queue has too many. The deletes that this needs are committed apart
+    /// and before anything else is staged, because a settle asks the database what exists.
+    pub(super) fn shed(&mut self, number: u32) {
+        let Some(queue) = self.queues.get(number as usize) else { return };
+        let mut set = {
+            let settled = queue.state.settled.lock();
+            if settled.spans().len() <= SPARSE_RANGES_MAX {
+                return;
+            }
+            settled.clone()
+        };
+        let deleted = set.shed(SPARSE_RANGES_MAX);
+        self.change_physically(number, set, &deleted);
+    }
+
+    /// Deletes entries that are settled already, with the checkpoint that goes with it. Never
+    /// synced: what a power loss undoes is only done again.
+    fn change_physically(&mut self, number: u32, set: SettleSet, deleted: &[Range<u64>]) {
+        let Some(queue) = self.queues.get(number as usize) else { return };
+        let (next, state) = (queue.next, Arc::clone(&queue.state));
+        let written = self.db.with(|open| {
+            let mut batch = WriteBatch::default();
+            stage_deletes(open, &mut batch, number, deleted)?;
+            stage_checkpoint(open, &mut batch, number, &set, next)?;
+            open.write(batch, false)
+        });
+        match written {
+            Ok(()) => {
+                *state.settled.lock() = set;
+                self.deleted(number, deleted);
+            }
+            Err(error) => tracing::warn!(%error, queue = %state.id, "settled entries stay"),
+        }
+    }
+
+    /// Notes what was deleted physically, and has the files below looked at from time to time.
+    pub(super) fn deleted(&mut self, number: u32, deleted: &[Range<u64>]) {
+        let now = self.clock.instant();
+        let Some(queue) = self.queues.get_mut(number as usize) else { return };
+        queue.unreclaimed = 0;
+        queue.reclaimed_at = now;
+        queue.deleted_unchecked += deleted.iter().map(|range| range.end - range.start).sum::<u64>();
+        if queue.deleted_unchecked >= COMPACT_CHECK_ENTRIES
+            && let Some(largest) = deleted.iter().max_by_key(|range| range.end - range.start)
+        {
+            // Everything behind the mark goes as one; a span above it by itself.
+            let mark = queue.state.settled.lock().mark();
+            let range = if largest.end <= mark { 0..mark } else { largest.clone() };
+            if self.reclaimer.check(number, range) {
+                queue.deleted_unchecked = 0;
+            }
+        }
+    }
+}
+
+/// The first entry from `from` below `end` that exists. What cannot be read counts as existing:
+/// the mark then stays, which is always right.
+fn first_entry(open: &Open<'_>, number: u32, from: u64, end: u64) -> Option<u64> {
+    let found = read::entries(open, number, from, end).and_then(|at| read::offset_at(&at));
+    found.unwrap_or(Some(from))
+}
+
+fn stage_deletes(
+    open: &Open<'_>,
+    batch: &mut WriteBatch,
+    number: u32,
+    ranges: &[Range<u64>],
+) -> Result<(), StoreError> {
+    let queues = open.cf(Cf::Queues)?;
+    for range in ranges {
+        if range.end - range.start >= RANGE_DELETE_MIN {
+            let (from, to) = entry_range(number, range);
+            batch.delete_range_cf(queues, from, to);
+        } else {
+            for offset in range.clone() {
+                batch.delete_cf(queues, entry_key(number, offset));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn stage_checkpoint(
+    open: &Open<'_>,
+    batch: &mut WriteBatch,
+    number: u32,
+    set: &SettleSet,
+    next: u64,
+) -> Result<(), StoreError> {
+    let checkpoint = Checkpoint {
+        version: RECORD_VERSION,
+        mark: set.mark(),
+        next_offset: next,
+        length: set.length(next),
+        sparse_start: set.spans().map(|span| span.start).collect(),
+        sparse_length: set.spans().map(|span| span.end - span.start).collect(),
+    };
+    let value = checkpoint.encode_to_vec();
+    batch.put_cf(open.cf(Cf::Checkpoints)?, number.to_be_bytes(), value);
+    Ok(())
+}
+
+/// The thread that gives files back. At most a few requests wait: one that finds no room is
+/// made again later.
+pub(super) struct Reclaimer {
+    requests: SyncSender<(u32, Range<u64>)>,
+}
+
+impl Reclaimer {
+    pub(super) fn start(db: Arc<Db>) -> Result<Self, StoreError> {
+        let (requests, waiting) = sync_channel::<(u32, Range<u64>)>(4);
+        std::thread::Builder::new()
+            .name("store-reclaim".to_owned())
+            .spawn(move || {
+                for (number, range) in waiting {
+                    match db.with(|open| open.compact_deleted(number, &range)) {
+                        Ok(done) => tracing::debug!(number, ?range, done, "looked at files"),
+                        Err(StoreError::Closed) => break,
+                        Err(error) => tracing::warn!(%error, "files of a queue stay"),
+                    }
+                }
+            })
+            .map_err(StoreError::Thread)?;
+        Ok(Self { requests })
+    }
+
+    /// Whether the request was taken.
+    fn check(&self, number: u32, range: Range<u64>) -> bool {
+        !matches!(self.requests.try_send((number, range)), Err(TrySendError::Full(_)))
+    }
+}

@@ -1,0 +1,123 @@
+//! IoT Hub's error answers (spec/upstream.md B7, B9).
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde_json::json;
+
+use super::with_status;
+use crate::authorize::Refusal;
+use crate::clock::utc_text;
+use crate::identity::NameError;
+use crate::registry::RegistryError;
+
+/// A refusal with the status and the error name that IoT Hub uses.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    pub(super) status: StatusCode,
+    name: &'static str,
+    pub(super) text: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, name: &'static str, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            name,
+            text: text.into(),
+        }
+    }
+
+    pub(super) fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "ArgumentInvalid", text)
+    }
+
+    pub(super) fn api_version() -> Self {
+        let text = "the query has no api-version of a known form";
+        Self::new(StatusCode::BAD_REQUEST, "InvalidProtocolVersion", text)
+    }
+
+    pub(super) fn unauthorized(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", text)
+    }
+
+    pub(super) fn too_large() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            "the body is too large",
+        )
+    }
+
+    pub(super) fn not_supported() -> Self {
+        let text = "the emulator has no such call";
+        Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", text)
+    }
+
+    pub(super) fn internal(error: &impl ToString) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "ServerError",
+            error.to_string(),
+        )
+    }
+
+    /// A failure that a test ordered.
+    pub(super) fn ordered(code: u16) -> Self {
+        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let name = match code {
+            401 => "IotHubUnauthorizedAccess",
+            403 => "IotHubQuotaExceeded",
+            404 => "DeviceNotFound",
+            429 => "ThrottlingException",
+            503 => "ServiceUnavailable",
+            504 => "GatewayTimeout",
+            _ => "ServerError",
+        };
+        Self::new(status, name, "made to fail through the control API")
+    }
+
+    pub(super) fn into_response(self, now_ms: u64) -> Response<Full<Bytes>> {
+        let body = json!({
+            "Message": format!("ErrorCode:{};{}", self.name, self.text),
+            "ExceptionMessage": format!("Tracking ID:emulator-TimeStamp:{}", utc_text(now_ms)),
+        });
+        let mut response = with_status(self.status, body.to_string().into());
+        let headers = response.headers_mut();
+        let name = HeaderName::from_static("iothub-errorcode");
+        headers.insert(name, HeaderValue::from_static(self.name));
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::unauthorized(refusal.to_string())
+    }
+}
+
+impl From<NameError> for ApiError {
+    fn from(error: NameError) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
+        let (status, name) = match &error {
+            RegistryError::Argument(_) => (StatusCode::BAD_REQUEST, "ArgumentInvalid"),
+            RegistryError::DeviceExists(_) => (StatusCode::CONFLICT, "DeviceAlreadyExists"),
+            RegistryError::DeviceNotFound(_) => (StatusCode::NOT_FOUND, "DeviceNotFound"),
+            RegistryError::Etag => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed"),
+            RegistryError::ModuleExists(_) => (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice"),
+            RegistryError::ModuleNotFound(_) => (StatusCode::NOT_FOUND, "ModuleNotFound"),
+            RegistryError::TooManyDevices => (StatusCode::FORBIDDEN, "TooManyDevices"),
+            RegistryError::TooManyModules => (StatusCode::CONFLICT, "TooManyModulesOnDevice"),
+        };
+        Self::new(status, name, error.to_string())
+    }
+}

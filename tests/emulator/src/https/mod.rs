@@ -1,0 +1,148 @@
+//! The HTTPS side: registry REST and the two scope calls (spec/upstream.md A9, B7).
+
+mod error;
+mod registry_api;
+mod request;
+mod scope_api;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tracing::info;
+
+use crate::connections::Connection;
+use crate::faults::FaultKind;
+use crate::hub::Hub;
+use crate::limits::CONNECT_TIMEOUT;
+use crate::port::Gated;
+use error::ApiError;
+use request::Call;
+
+/// An answer of 200 with JSON, or of 204 without.
+enum Answer {
+    Empty,
+    /// The body, and the etag of the one identity in it.
+    Json(Vec<u8>, Option<String>),
+}
+
+impl Answer {
+    fn json(value: &impl serde::Serialize, etag: Option<&str>) -> Result<Self, ApiError> {
+        let body = serde_json::to_vec(value).map_err(|error| ApiError::internal(&error))?;
+        Ok(Self::Json(body, etag.map(str::to_owned)))
+    }
+}
+
+/// Serves a socket until it ends.
+pub(crate) async fn serve(
+    hub: Arc<Hub>,
+    tls: TlsAcceptor,
+    socket: Gated<TcpStream>,
+    connection: Connection,
+) {
+    let served = async {
+        let Some(Ok(stream)) = hub
+            .https_port
+            .limit(CONNECT_TIMEOUT, tls.accept(socket))
+            .await
+        else {
+            return;
+        };
+        let service = service_fn(|request| answer(&hub, request));
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    };
+    tokio::select! {
+        () = served => {}
+        () = connection.closing() => {}
+    }
+}
+
+async fn answer(
+    hub: &Hub,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let request_id = request.headers().get("request-id").cloned();
+    let answer = match Call::read(request).await {
+        Ok(call) => route(hub, &call),
+        Err(error) => Err(error),
+    };
+    let mut response = match answer {
+        Ok(Answer::Empty) => with_status(StatusCode::NO_CONTENT, Bytes::new()),
+        Ok(Answer::Json(body, etag)) => {
+            let mut response = with_status(StatusCode::OK, body.into());
+            if let Some(etag) =
+                etag.and_then(|etag| HeaderValue::from_str(&format!("\"{etag}\"")).ok())
+            {
+                response.headers_mut().insert(hyper::header::ETAG, etag);
+            }
+            response
+        }
+        Err(error) => {
+            info!(%method, path, status = error.status.as_u16(), reason = error.text, "refused");
+            error.into_response(hub.clock.now_ms())
+        }
+    };
+    if let Some(id) = request_id {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static("x-ms-request-id"), id);
+    }
+    Ok(response)
+}
+
+fn with_status(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+fn route(hub: &Hub, call: &Call) -> Result<Answer, ApiError> {
+    let path = call.path();
+    let is_scope_call = matches!(
+        path.as_slice(),
+        [
+            _,
+            _,
+            _,
+            _,
+            "devicesAndModulesInTargetDeviceScope" | "getDeviceAndModuleOnBehalfOf"
+        ]
+    );
+    let kind = if is_scope_call {
+        FaultKind::Scope
+    } else {
+        FaultKind::Registry
+    };
+    if let Some(code) = hub.faults.take(kind) {
+        return Err(ApiError::ordered(code));
+    }
+    call.check_api_version()?;
+    match (&call.method, path.as_slice()) {
+        (&Method::POST, ["devices", actor, "modules", module, name]) if is_scope_call => {
+            if *name == "getDeviceAndModuleOnBehalfOf" {
+                scope_api::identity(hub, call, actor, module)
+            } else {
+                scope_api::page(hub, call, actor, module)
+            }
+        }
+        (method, ["devices", rest @ ..]) if !is_scope_call => {
+            registry_api::route(hub, call, method, rest)
+        }
+        _ => Err(ApiError::not_supported()),
+    }
+}

@@ -1,0 +1,60 @@
+//! The MQTT 3.1.1 device side (spec/upstream.md B4): telemetry in, nothing out yet.
+//!
+//! A connection works in turns: read what is there, decode all of it, write one batch to the
+//! ledger, send all answers with one write. So PUBACKs follow storage, in order of arrival, and
+//! the cost of a turn is shared by its messages.
+
+mod bag;
+mod codec;
+mod connect;
+mod server;
+mod session;
+mod topic;
+mod user_name;
+
+pub(crate) use server::serve;
+
+use codec::CodecError;
+
+/// Why a connection ended. The text is what the log says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CloseReason {
+    #[error("the property bag is malformed: {0}")]
+    Bag(bag::BagError),
+    #[error("closed by the control API, the registry, or a newer connection of the same id")]
+    Closed,
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error("the client disconnected")]
+    Disconnect,
+    #[error("the client closed the socket")]
+    End,
+    #[error("a publish was made to fail through the control API")]
+    Fault,
+    #[error("the socket failed: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("nothing arrived for 1.5 times the keep-alive")]
+    KeepAlive,
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::LedgerError),
+    #[error("a message of {0} bytes is too large")]
+    MessageSize(usize),
+    #[error("QoS 2 is not supported")]
+    Qos2,
+    #[error("refused with CONNACK {0:?}")]
+    Refused(mqttbytes::v4::ConnectReturnCode),
+    #[error("a second CONNECT")]
+    SecondConnect,
+    #[error("no CONNECT in time")]
+    Silence,
+    #[error("the token has expired")]
+    TokenExpired,
+    #[error("topic {0:?} belongs to twins or methods, which are not emulated yet")]
+    TopicLater(String),
+    #[error("unknown topic {0:?}")]
+    TopicUnknown(String),
+    #[error("topic {0:?} is another identity's")]
+    TopicWrongId(String),
+    #[error("a packet that the hub does not expect here: {0}")]
+    Unexpected(&'static str),
+}

@@ -1,0 +1,24 @@
+//! The emulator from outside: real TLS sockets on loopback, a raw MQTT client, raw HTTP.
+//!
+//! Each rule of strict mode has a test that trips it, next to a check that the same client without
+//! the fault is admitted, so that nothing else can be the reason.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
+mod common;
+mod control;
+mod ledger;
+mod process;
+mod registry;
+mod scope;
+mod strict_chain;
+mod strict_connect;
+mod strict_publish;

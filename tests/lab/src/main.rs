@@ -1,0 +1,310 @@
+//! `edgehub-lab`: a lab on the command line (`scripts/lab.sh`). The README has its contract.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line program speaks on standard output and error"
+)]
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use edgehub_lab::control::{self, Request};
+use edgehub_lab::ledger::Ledger;
+use edgehub_lab::seed::Seed;
+use edgehub_lab::{HUB, Lab, LabBuilder, Profile, demo};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Runs whole Azure IoT Edge hierarchies on this machine and breaks them on purpose.
+#[derive(Parser)]
+#[command(name = "edgehub-lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a lab, write DIR/lab.json once all of it is ready, and stay until SIGTERM or Ctrl-C.
+    Up(Up),
+    /// Kill a host with SIGKILL.
+    Kill(OneHost),
+    /// Start a host and wait until it is ready.
+    Start(OneHost),
+    /// Stop a host's process with SIGSTOP; its connections stay open.
+    Pause(OneHost),
+    /// Let a paused host go on.
+    Resume(OneHost),
+    /// Reset the connections between two hosts and refuse new ones.
+    Cut(TwoHosts),
+    /// Let two hosts connect again.
+    Heal(TwoHosts),
+    /// Show a hierarchy at work, and judge at the end (`scripts/demo.sh`).
+    Demo(Demo),
+    /// Print what reached IoT Hub, oldest first, one JSON object per line.
+    Ledger {
+        /// The lab's folder.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Up {
+    /// Edge hubs, one below the other: edge1 is at the top.
+    #[arg(long, default_value_t = 3)]
+    layers: usize,
+    /// Leaf devices below the bottom layer: leaf1, leaf2, …
+    #[arg(long, default_value_t = 1)]
+    leaves: usize,
+    /// Modules on each layer: modA, modB, …
+    #[arg(long, default_value_t = 0)]
+    modules: usize,
+    /// Where everything of the lab is kept; an earlier lab there is continued.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Further identities and fixed keys, in the emulator's seed format.
+    #[arg(long, value_name = "FILE")]
+    seed: Option<PathBuf>,
+    /// How the hub and the emulator are built.
+    #[arg(long, value_enum, default_value_t = Profile::Test)]
+    profile: Profile,
+}
+
+#[derive(Args)]
+struct Demo {
+    /// Edge hubs, one below the other.
+    #[arg(long, default_value_t = 3)]
+    layers: usize,
+    /// Leaf devices below the bottom layer: up to ten azure-iot-device processes, then our own.
+    #[arg(long, default_value_t = 10)]
+    leaves: usize,
+    /// End after so long; with 20 or more each hub is killed once. Without it, Ctrl-C ends.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// How the hub and the emulator are built.
+    #[arg(long, value_enum, default_value_t = Profile::Release)]
+    profile: Profile,
+}
+
+#[derive(Args)]
+struct OneHost {
+    /// The lab's folder.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// hub, edge1, edge2, …
+    name: String,
+}
+
+#[derive(Args)]
+struct TwoHosts {
+    /// The lab's folder.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// A host; or `client` for everybody who is no host, `*` for everybody.
+    a: String,
+    /// The host at the other end.
+    b: String,
+}
+
+fn main() -> ExitCode {
+    match command() {
+        Ok(code) => code,
+        Err(error) => {
+            // Not by returning it: with RUST_BACKTRACE set that would bury the text.
+            eprintln!("edgehub-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command() -> Result<ExitCode> {
+    let host = |host: OneHost, request: fn(String) -> Request| {
+        control::ask(&host.state, &request(host.name))
+    };
+    let link = |link: TwoHosts, request: fn(String, String) -> Request| {
+        control::ask(&link.state, &request(link.a, link.b))
+    };
+    match Cli::parse().command {
+        Command::Up(up) => tokio::runtime::Runtime::new()?.block_on(run(&up))?,
+        Command::Kill(it) => host(it, |name| Request::Kill { name })?,
+        Command::Start(it) => host(it, |name| Request::Start { name })?,
+        Command::Pause(it) => host(it, |name| Request::Pause { name })?,
+        Command::Resume(it) => host(it, |name| Request::Resume { name })?,
+        Command::Cut(it) => link(it, |a, b| Request::Cut { a, b })?,
+        Command::Heal(it) => link(it, |a, b| Request::Heal { a, b })?,
+        Command::Demo(demo) => return tokio::runtime::Runtime::new()?.block_on(show(&demo)),
+        Command::Ledger { state } => print_ledger(&state)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_ledger(state: &Path) -> Result<()> {
+    let folder = state.join(HUB);
+    anyhow::ensure!(
+        folder.is_dir(),
+        "there was never a lab in {}",
+        state.display()
+    );
+    match Ledger::at(&folder.join("ledger.jsonl")).print(&mut io::stdout().lock()) {
+        // `… | head` is a usual way to look at it.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+async fn run(up: &Up) -> Result<()> {
+    let end = end_signal()?;
+    let lab = tokio::select! {
+        lab = builder(up)?.start() => Arc::new(lab?),
+        // What was started up to here is ended by dropping it.
+        () = end.cancelled() => return Ok(()),
+    };
+    link_executable(lab.state_dir())?;
+    describe(&lab)?;
+    control::serve(Arc::clone(&lab), end).await?;
+    println!("ending");
+    Arc::into_inner(lab)
+        .context("the lab is still in use")?
+        .shutdown()
+        .await
+}
+
+async fn show(demo: &Demo) -> Result<ExitCode> {
+    let end = end_signal()?;
+    let options = demo::Options {
+        layers: demo.layers,
+        leaves: demo.leaves,
+        duration: demo.seconds.map(Duration::from_secs),
+        profile: demo.profile,
+    };
+    let passed = demo::run(&options, &end).await?;
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn builder(up: &Up) -> Result<LabBuilder> {
+    let mut builder = LabBuilder::new()
+        .layers(up.layers)
+        .state_dir(&up.state)
+        .profile(up.profile);
+    if up.layers > 0 {
+        builder = builder.leaves(up.leaves, &format!("edge{}", up.layers));
+    }
+    for layer in 1..=up.layers {
+        for module in 0..up.modules {
+            builder = builder.module(format!("edge{layer}"), module_name(module));
+        }
+    }
+    if let Some(seed) = &up.seed {
+        builder = builder.seed(Seed::read(seed)?);
+    }
+    Ok(builder)
+}
+
+/// modA to modZ, then mod27 and so on.
+fn module_name(index: usize) -> String {
+    match u8::try_from(index) {
+        Ok(letter @ 0..26) => format!("mod{}", char::from(b'A' + letter)),
+        _ => format!("mod{}", index + 1),
+    }
+}
+
+/// Later commands for this lab run exactly this program (`scripts/lab.sh`), without a build.
+fn link_executable(state: &Path) -> Result<()> {
+    let link = state.join("edgehub-lab");
+    let _ = std::fs::remove_file(&link);
+    std::os::unix::fs::symlink(std::env::current_exe()?, &link)
+        .with_context(|| format!("cannot make {}", link.display()))
+}
+
+fn describe(lab: &Lab) -> Result<()> {
+    let json = lab.lab_json()?;
+    println!("{:<8} {:<24} {:<14} log", "host", "name", "address");
+    println!(
+        "{:<8} {:<24} {:<14} {}",
+        json.hub.name,
+        json.hub.hostname,
+        json.hub.address,
+        json.hub.log.display()
+    );
+    for layer in &json.layers {
+        let (address, log) = (layer.address.to_string(), layer.log.display());
+        println!(
+            "{:<8} {:<24} {address:<14} {log}",
+            layer.name, layer.hostname
+        );
+    }
+    for identity in &json.identities {
+        println!("{}: {}", identity.id, identity.connection_string);
+    }
+    println!("CA: {}", json.ca_file.display());
+    println!("ready: {}", lab.lab_json_path().display());
+    Ok(())
+}
+
+/// Cancelled by SIGTERM, Ctrl-C or the end of the terminal. Asked a second time the program ends at
+/// once, and the reaper ends what it had started.
+fn end_signal() -> Result<CancellationToken> {
+    let end = CancellationToken::new();
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
+        let (mut signal, end) = (signal(kind)?, end.clone());
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() {
+                if end.is_cancelled() {
+                    std::process::exit(130);
+                }
+                end.cancel();
+            }
+        });
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_the_contract() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+        for line in [
+            "x up --layers 3 --leaves 2 --modules 1 --state DIR --seed FILE",
+            "x kill --state DIR hub",
+            "x start --state DIR edge1",
+            "x pause --state DIR edge1",
+            "x resume --state DIR edge1",
+            "x cut --state DIR edge3 edge2",
+            "x heal --state DIR edge3 edge2",
+            "x ledger --state DIR",
+            "x demo --layers 3 --leaves 10 --seconds 20",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn modules_are_lettered_then_numbered() {
+        let names: Vec<_> = [0, 1, 25, 26].map(module_name).into();
+        assert_eq!(names, ["modA", "modB", "modZ", "mod27"]);
+    }
+}
