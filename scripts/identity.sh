@@ -5,7 +5,9 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
-[ $# -eq 3 ] && [ "$1" = --state ] || die 'usage: eval "$(scripts/identity.sh --state DIR IDENTITY)"'
+if [ $# -ne 3 ] || [ "$1" != --state ]; then
+  die "usage: scripts/identity.sh --state DIR IDENTITY"
+fi
 [ -f "$2/lab.json" ] || die "there is no $2/lab.json: start a lab with scripts/lab.sh up --state $2"
 
 exec python3 - "$2/lab.json" "$3" <<'PYTHON'

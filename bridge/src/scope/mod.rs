@@ -10,6 +10,8 @@ mod http;
 mod keeper;
 mod records;
 mod refresh;
+#[cfg(test)]
+mod test_support;
 mod walk;
 
 pub(crate) use api::HttpScopeApi;

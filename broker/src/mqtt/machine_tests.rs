@@ -179,7 +179,7 @@ fn while_connect_is_judged_packets_wait_and_reading_stops() {
         let events = peer.events();
         assert_eq!(closed(&events), then, "{name}");
         assert!(matches!(
-            peer.answers()[0],
+            &peer.answers()[0],
             Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success && ack.session_present
         ));
     }
