@@ -58,19 +58,6 @@ check_no_faults_in_release() {
   }
 }
 
-# Documentation examples. Only crates that have some are asked: an empty run proves nothing.
-doc_tests() {
-  local crates=() manifest
-  for manifest in $(git ls-files --cached --others --exclude-standard '*Cargo.toml'); do
-    local sources
-    sources="$(dirname "$manifest")/src"
-    if [ -f "$sources/lib.rs" ] && grep -rqE '^ *//[/!] *```(no_run|rust|should_panic|compile_fail)?$' "$sources"; then
-      crates+=(-p "$(awk -F'"' '/^name = /{print $2; exit}' "$manifest")")
-    fi
-  done
-  [ ${#crates[@]} -eq 0 ] || cargo test --quiet --doc "${crates[@]}"
-}
-
 tests() {
   local filter=()
   [ -z "$quick" ] || filter=(-E 'not (package(edgehub-tests) and not binary(tidy)) and not (package(edgehub-lab) and kind(test))')
@@ -92,6 +79,6 @@ step "unused dependencies" cargo machete
 step "one TLS stack" check_tls_stack
 step "clippy" cargo clippy "${selection[@]}" --all-targets --quiet -- -D warnings
 step "no faults in release" check_no_faults_in_release
-step "documentation examples" doc_tests
+step "documentation examples" cargo test --quiet --doc "${selection[@]}"
 step "tests" tests
 say "everything passed in $(elapsed)${quick:+ (quick: the end-to-end tests did not run)}"

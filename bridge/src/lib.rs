@@ -24,6 +24,8 @@ pub mod limits;
 pub mod mqtt;
 mod pump;
 pub mod scope;
+#[cfg(test)]
+mod test_support;
 pub mod transport;
 
 pub use bridge::{Bridge, BridgeConfig, BridgeDeps, BridgeError};

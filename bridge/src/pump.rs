@@ -489,3 +489,7 @@ async fn watch_queue(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "pump_tests.rs"]
+mod tests;

@@ -24,3 +24,6 @@ pub mod mqtt;
 pub mod readiness;
 pub mod routing;
 pub mod telemetry;
+
+#[cfg(test)]
+mod test_support;

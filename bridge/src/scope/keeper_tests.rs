@@ -3,10 +3,9 @@
 use tokio::task::JoinHandle;
 use tokio::time::advance;
 
-use super::super::test_support::{
-    FakeApi, HeldClock, Mood, TestStore, eventually, id, keeper, module, settle_down,
-};
+use super::super::test_support::{FakeApi, Mood, keeper, module};
 use super::*;
+use crate::test_support::{HeldClock, TestStore, eventually, id, settle_down};
 
 struct Running {
     keeper: Arc<ScopeKeeper<FakeApi>>,

@@ -6,11 +6,10 @@ use tokio::time::advance;
 use tokio_util::sync::CancellationToken;
 
 use super::super::keeper::ScopeConfig;
-use super::super::test_support::{
-    FakeApi, HeldClock, Mood, TestStore, eventually, id, keeper, module, settle_down,
-};
+use super::super::test_support::{FakeApi, Mood, keeper, module};
 use super::*;
 use crate::connectivity::Connectivity;
+use crate::test_support::{HeldClock, TestStore, eventually, id, settle_down};
 
 struct World {
     api: FakeApi,

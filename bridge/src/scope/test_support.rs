@@ -1,15 +1,13 @@
-//! A scope API without a network, and a runtime whose clock moves only by hand.
+//! A scope API without a network.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_proto::{
     auth_chain::AuthChain,
-    clock::ManualClock,
     identity::Identity,
     scope::{Capabilities, Device, Module, ScopeResponse},
 };
-use edgehub_storage::{ConnectionStringWrap, Store, StoreConfig};
 use parking_lot::Mutex;
 
 use super::{
@@ -17,10 +15,7 @@ use super::{
     http::HttpError,
     keeper::{ScopeConfig, ScopeKeeper},
 };
-
-pub(super) fn id(text: &str) -> Identity {
-    Identity::parse(text).unwrap()
-}
+use crate::test_support::{TestStore, id};
 
 fn scope_of(device: &str) -> String {
     format!("ms-azure-iot-edge://{device}-1")
@@ -185,26 +180,6 @@ impl ScopeApi for FakeApi {
     }
 }
 
-/// A store in a folder of its own.
-pub(super) struct TestStore {
-    _folder: tempfile::TempDir,
-    pub(super) store: Store,
-}
-
-impl TestStore {
-    pub(super) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let clock = Arc::new(ManualClock::new(1_800_000_000_000));
-        let wrap = Arc::new(ConnectionStringWrap::new(b"test"));
-        let config = StoreConfig::new(folder.path().join("edgeHub"));
-        let store = Store::open(config, clock, wrap).unwrap().store;
-        Self {
-            _folder: folder,
-            store,
-        }
-    }
-}
-
 pub(super) fn keeper(
     api: &FakeApi,
     store: &TestStore,
@@ -214,39 +189,4 @@ pub(super) fn keeper(
     let own_hub = id("edge1/$edgeHub");
     let keeper = ScopeKeeper::restore(api.clone(), cache, store.store.clone(), own_hub, config);
     Arc::new(keeper.unwrap())
-}
-
-/// Keeps a paused clock from jumping ahead while the runtime waits for the store's thread: the time
-/// moves only by `tokio::time::advance`.
-pub(super) struct HeldClock(
-    #[expect(dead_code, reason = "dropping it ends the hold")] std::sync::mpsc::Sender<()>,
-);
-
-impl HeldClock {
-    pub(super) fn new() -> Self {
-        let (sender, receiver) = std::sync::mpsc::channel::<()>();
-        tokio::task::spawn_blocking(move || receiver.recv());
-        Self(sender)
-    }
-}
-
-/// Waits for something that other threads bring about, without moving the clock.
-pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..5000 {
-        if condition() {
-            return;
-        }
-        tokio::task::yield_now().await;
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(1)))
-            .await
-            .unwrap();
-    }
-    panic!("{what} did not come about");
-}
-
-/// Lets everything that is ready run.
-pub(super) async fn settle_down() {
-    for _ in 0..20 {
-        tokio::task::yield_now().await;
-    }
 }

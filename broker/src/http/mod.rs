@@ -72,7 +72,7 @@ pub struct ListenerContext {
 ///
 /// A failure to accept (too many open files) is waited out: it must not end the listener.
 pub async fn listen(listener: TcpListener, router: Router, context: ListenerContext) {
-    let router = router.layer(map_response(nosniff));
+    let router = guarded(router);
     let connections = Arc::new(Semaphore::new(context.connections_max));
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
@@ -159,6 +159,10 @@ fn handshake_failed(peer: SocketAddr, error: &io::Error) {
 }
 
 /// Every answer says that its content type is meant (spec/auth-hierarchy-http.md 10).
+fn guarded(router: Router) -> Router {
+    router.layer(map_response(nosniff))
+}
+
 async fn nosniff(mut response: Response) -> Response {
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

@@ -24,7 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// sender, and duplicates stay below what was in flight when something was killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accept_skeleton_3_nothing_acknowledged_is_lost_when_every_hub_is_killed() {
-    let seed = std::env::var("EDGEHUB_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = std::env::var("EDGEHUB_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let seed: u64 = seed.unwrap_or_else(rand::random);
     println!("EDGEHUB_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -46,10 +48,19 @@ async fn accept_skeleton_3_nothing_acknowledged_is_lost_when_every_hub_is_killed
     let senders = start_senders(&lab);
     assert_eq!(senders.len(), 8);
     for (_, sender) in &senders {
-        wait_until(|| sender.acknowledged() >= 20, || format!("{} sends", sender.id())).await;
+        wait_until(
+            || sender.acknowledged() >= 20,
+            || format!("{} sends", sender.id()),
+        )
+        .await;
     }
 
-    let mut kills: Vec<&str> = hubs.iter().copied().cycle().take(KILLS * hubs.len()).collect();
+    let mut kills: Vec<&str> = hubs
+        .iter()
+        .copied()
+        .cycle()
+        .take(KILLS * hubs.len())
+        .collect();
     kills.shuffle(&mut random);
     let black_hole_before = random.random_range(0..kills.len());
     for (round, hub) in kills.iter().enumerate() {
@@ -71,19 +82,29 @@ async fn accept_skeleton_3_nothing_acknowledged_is_lost_when_every_hub_is_killed
     for (_, sender) in senders {
         logs.push(sender.finish(PATIENCE).await.expect("a sender ends"));
     }
-    let verdict = lab.ledger().settle(PATIENCE, &logs).await.expect("the ledger is readable");
+    let verdict = lab
+        .ledger()
+        .settle(PATIENCE, &logs)
+        .await
+        .expect("the ledger is readable");
     println!("seed {seed}: {verdict}");
     assert!(verdict.passed(), "seed {seed}: {verdict}");
     // A kill repeats at most what its senders, the lanes into it and its own lanes had in flight.
     let for_each_kill = 8 * (u64::from(SENDER_WINDOW) + 2 * LANE_WINDOW);
     let bound = for_each_kill * (kills.len() as u64 + 1);
-    assert!(verdict.duplicates <= bound, "{} duplicates, at most {bound}", verdict.duplicates);
+    assert!(
+        verdict.duplicates <= bound,
+        "{} duplicates, at most {bound}",
+        verdict.duplicates
+    );
     lab.shutdown().await.expect("the lab ends");
 }
 
 /// Commits that take 20 to 40 ms keep messages in flight at any moment.
 async fn slow_commits(lab: &Lab, hub: &str) {
-    lab.faults(hub, "delay-commits 20000 40000").await.expect("the faults socket answers");
+    lab.faults(hub, "delay-commits 20000 40000")
+        .await
+        .expect("the faults socket answers");
 }
 
 /// The senders with the layer each is connected to.
@@ -111,14 +132,25 @@ async fn kill_with_messages_in_flight(
     round: usize,
 ) {
     let in_flight = || -> u64 {
-        senders.iter().filter(|(layer, _)| layer == hub).map(|(_, s)| s.in_flight()).sum()
+        senders
+            .iter()
+            .filter(|(layer, _)| layer == hub)
+            .map(|(_, s)| s.in_flight())
+            .sum()
     };
-    wait_until(|| in_flight() > 0, || format!("messages in flight at {hub}")).await;
+    wait_until(
+        || in_flight() > 0,
+        || format!("messages in flight at {hub}"),
+    )
+    .await;
     lab.kill(hub).await.expect("the hub is killed");
     // Nothing can be acknowledged any more: what is in flight now was when the kill landed.
     let caught = in_flight();
     println!("round {round}: {hub} killed with {caught} messages in flight");
-    assert!(caught > 0, "the kill of {hub} in round {round} landed with nothing in flight");
+    assert!(
+        caught > 0,
+        "the kill of {hub} in round {round} landed with nothing in flight"
+    );
 }
 
 async fn wait_until(mut condition: impl FnMut() -> bool, what: impl Fn() -> String) {

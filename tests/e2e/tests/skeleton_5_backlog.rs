@@ -50,17 +50,34 @@ async fn accept_skeleton_5_a_backlog_of_200_000_messages_costs_disk_and_not_memo
     let late = lab.resident_bytes("edge2").expect("it runs");
     println!("resident: {early} bytes at {EARLY}, {late} bytes at {MESSAGES}");
     for sender in &senders {
-        assert_eq!(sender.connects(), 1, "{}: {:?}", sender.id(), sender.last_error());
+        assert_eq!(
+            sender.connects(),
+            1,
+            "{}: {:?}",
+            sender.id(),
+            sender.last_error()
+        );
     }
-    assert_eq!(lab.ledger().count().expect("the ledger"), 0, "the link is still cut");
-    assert!(late.saturating_sub(early) < GROWTH_MAX, "{early} grew to {late}");
+    assert_eq!(
+        lab.ledger().count().expect("the ledger"),
+        0,
+        "the link is still cut"
+    );
+    assert!(
+        late.saturating_sub(early) < GROWTH_MAX,
+        "{early} grew to {late}"
+    );
 
     lab.heal("edge2", "edge1").expect("the link returns");
     let mut logs = Vec::new();
     for sender in senders {
         logs.push(sender.finish(PATIENCE).await.expect("a sender ends"));
     }
-    let verdict = lab.ledger().settle(PATIENCE, &logs).await.expect("the ledger is readable");
+    let verdict = lab
+        .ledger()
+        .settle(PATIENCE, &logs)
+        .await
+        .expect("the ledger is readable");
     println!("{verdict}");
     assert!(verdict.passed(), "{verdict}");
     assert_eq!(verdict.acknowledged, MESSAGES);
@@ -74,5 +91,9 @@ async fn reach(count: u64, acknowledged: impl Fn() -> u64) {
         }
     };
     let done = tokio::time::timeout(PATIENCE, poll).await;
-    assert!(done.is_ok(), "{} of {count} acknowledged after {PATIENCE:?}", acknowledged());
+    assert!(
+        done.is_ok(),
+        "{} of {count} acknowledged after {PATIENCE:?}",
+        acknowledged()
+    );
 }

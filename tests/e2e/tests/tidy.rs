@@ -15,7 +15,10 @@ use serde_json::Value;
 const LINES_MAX: usize = 700;
 
 /// Files that may be longer, each with its reason.
-const LONG_FILES: [(&str, &str); 0] = [];
+const LONG_FILES: [(&str, &str); 1] = [(
+    "bridge/src/lanes/model_tests.rs",
+    "one model: its operations, its oracle and its checks are read together",
+)];
 
 /// Folders with nothing that we wrote.
 const FOREIGN: [&str; 6] = [
@@ -273,7 +276,9 @@ fn foreign_crates_stay_behind_their_walls() {
             let on = dependency["name"].as_str().unwrap();
             for (pattern, allowed) in WALLS.iter().filter(|(pattern, _)| matches(pattern, on)) {
                 used.insert(*pattern);
-                if !allowed.contains(&name.as_str()) {
+                // A crate's own tests speak through the other codec, as all tests do.
+                let is_test_codec = *pattern == "mqttbytes" && dependency["kind"] == "dev";
+                if !allowed.contains(&name.as_str()) && !is_test_codec {
                     hits.push(format!("{name} depends on {on}"));
                 }
             }

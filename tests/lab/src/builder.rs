@@ -43,6 +43,7 @@ pub struct LabBuilder {
     hub_at_start: AtStart,
     strict: bool,
     host_names: bool,
+    ports: Ports,
     log_level: String,
     patience: Duration,
 }
@@ -66,6 +67,7 @@ impl LabBuilder {
             hub_at_start: AtStart::Ready,
             strict: true,
             host_names: true,
+            ports: Ports::REAL,
             log_level: "info".to_owned(),
             patience: Duration::from_secs(60),
         }
@@ -197,6 +199,13 @@ impl LabBuilder {
         self
     }
 
+    /// [`Ports::UNPRIVILEGED`] even where the real ones could be had.
+    #[must_use]
+    pub const fn ports(mut self, ports: Ports) -> Self {
+        self.ports = ports;
+        self
+    }
+
     /// `RuntimeLogLevel` of every hub; `info` unless set.
     #[must_use]
     pub fn log_level(mut self, level: &str) -> Self {
@@ -263,7 +272,7 @@ impl LabBuilder {
             None => Binaries::build(self.profile).await?,
         };
         let count = 1 + self.topology.edges.len();
-        let lease = NetworkLease::take(count, state.last_network())?;
+        let lease = NetworkLease::take(count, state.last_network(), self.ports)?;
         state.remember_network(lease.number())?;
         let names = publish_names(&lease, &self.host_names_wanted(&lease), self.host_names);
         let hosts = self.hosts(&state, &lease, &names)?;

@@ -66,10 +66,10 @@ impl Ports {
         Ok(self)
     }
 
-    /// The real ports when all of them can be bound on `address`, the unprivileged ones when only
-    /// the privilege is missing.
-    fn probe(address: Ipv4Addr) -> io::Result<Self> {
-        match Self::REAL.usable_on(address) {
+    /// The real ports when they are wanted and all of them can be bound on `address`, the
+    /// unprivileged ones when only the privilege is missing.
+    fn probe(address: Ipv4Addr, wanted: Self) -> io::Result<Self> {
+        match wanted.usable_on(address) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Self::UNPRIVILEGED.usable_on(address)
             }
@@ -88,13 +88,14 @@ pub struct NetworkLease {
 }
 
 impl NetworkLease {
-    /// Takes `preferred` if it is free, otherwise the first free network, with `hosts` hosts.
+    /// Takes `preferred` if it is free, otherwise the first free network, with `hosts` hosts and
+    /// `ports` as far as this user may bind them.
     ///
     /// # Errors
     /// When no network is free, or its addresses cannot be bound at all (a listener on 0.0.0.0 at
     /// one of the ports blocks every network; the text names the last reason).
-    pub fn take(hosts: usize, preferred: Option<u8>) -> Result<Self> {
-        Self::take_in(Path::new(MEETING_POINT), NETWORKS, hosts, preferred)
+    pub fn take(hosts: usize, preferred: Option<u8>, ports: Ports) -> Result<Self> {
+        Self::take_in(Path::new(MEETING_POINT), NETWORKS, hosts, preferred, ports)
     }
 
     /// As [`Self::take`], with the locks in `folder` and one of `networks`.
@@ -103,6 +104,7 @@ impl NetworkLease {
         networks: RangeInclusive<u8>,
         hosts: usize,
         preferred: Option<u8>,
+        ports: Ports,
     ) -> Result<Self> {
         if hosts > MAX_HOSTS {
             bail!("{hosts} hosts do not fit into one lab network ({MAX_HOSTS} do)");
@@ -114,13 +116,10 @@ impl NetworkLease {
             let Some(lock) = try_lock(&folder.join(format!("network-{number}.lock")))? else {
                 continue;
             };
-            match probe(number, hosts) {
-                Ok(ports) => {
-                    let runtime_dir = folder.join(number.to_string());
-                    // Sockets of a lab that was killed; the lock says that it is dead.
-                    let _ = fs::remove_dir_all(&runtime_dir);
-                    fs::create_dir_all(&runtime_dir)
-                        .with_context(|| format!("cannot create {}", runtime_dir.display()))?;
+            match probe(number, hosts, ports)
+                .and_then(|ports| Ok((ports, fresh_dir(folder, number)?)))
+            {
+                Ok((ports, runtime_dir)) => {
                     return Ok(Self {
                         number,
                         ports,
@@ -194,18 +193,32 @@ fn private(number: u8, index: usize) -> Ipv4Addr {
 }
 
 /// Checks every address, because the remains of a killed lab may still listen on some of them.
-fn probe(number: u8, hosts: usize) -> Result<Ports> {
+fn probe(number: u8, hosts: usize, wanted: Ports) -> Result<Ports> {
     let mut ports = None;
     for index in 0..hosts.max(1) {
         for address in [public(number, index), private(number, index)] {
             let found = match ports {
-                None => Ports::probe(address),
+                None => Ports::probe(address, wanted),
                 Some(ports) => Ports::usable_on(ports, address),
             };
             ports = Some(found.with_context(|| format!("cannot listen on {address}"))?);
         }
     }
     ports.context("a lab has at least one host")
+}
+
+/// An empty folder for a lab's sockets, without those of a lab that was killed (whose lock we have
+/// now). Another user's remains cannot be removed; then the next network is taken.
+fn fresh_dir(folder: &Path, number: u8) -> Result<PathBuf> {
+    let path = folder.join(number.to_string());
+    let removed = match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    removed
+        .and_then(|()| fs::create_dir(&path))
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    Ok(path)
 }
 
 /// Opens (or creates) a lock file and takes its lock; `None` when somebody else holds it.
@@ -272,26 +285,30 @@ mod tests {
     #[test]
     fn two_labs_get_different_networks_and_a_released_one_is_free_again() {
         let folder = tempfile::tempdir().unwrap();
-        let first = NetworkLease::take_in(folder.path(), FIRST, 4, None).unwrap();
-        let second = NetworkLease::take_in(folder.path(), FIRST, 4, Some(first.number())).unwrap();
+        let first = NetworkLease::take_in(folder.path(), FIRST, 4, None, Ports::REAL).unwrap();
+        let second =
+            NetworkLease::take_in(folder.path(), FIRST, 4, Some(first.number()), Ports::REAL)
+                .unwrap();
         assert_ne!(first.number(), second.number());
         let number = first.number();
         assert!(first.runtime_dir().is_dir());
         let runtime_dir = first.runtime_dir().to_owned();
         drop(first);
         assert!(!runtime_dir.exists());
-        let third = NetworkLease::take_in(folder.path(), FIRST, 4, Some(number)).unwrap();
+        let third =
+            NetworkLease::take_in(folder.path(), FIRST, 4, Some(number), Ports::REAL).unwrap();
         assert_eq!(third.number(), number);
     }
 
     #[test]
     fn a_network_on_which_somebody_listens_is_passed_over() {
         let folder = tempfile::tempdir().unwrap();
-        let first = NetworkLease::take_in(folder.path(), SECOND, 2, None).unwrap();
+        let first = NetworkLease::take_in(folder.path(), SECOND, 2, None, Ports::REAL).unwrap();
         let number = first.number();
         drop(first);
         let _squatter = TcpListener::bind((private(number, 1), Ports::REAL.mqtts)).unwrap();
-        let second = NetworkLease::take_in(folder.path(), SECOND, 2, Some(number)).unwrap();
+        let second =
+            NetworkLease::take_in(folder.path(), SECOND, 2, Some(number), Ports::REAL).unwrap();
         assert_ne!(second.number(), number);
     }
 
@@ -302,6 +319,8 @@ mod tests {
         assert_eq!(private(40, 0), Ipv4Addr::new(127, 0, 40, 101));
         assert_eq!(private(40, MAX_HOSTS - 1), Ipv4Addr::new(127, 0, 40, 199));
         let folder = tempfile::tempdir().unwrap();
-        assert!(NetworkLease::take_in(folder.path(), SECOND, MAX_HOSTS + 1, None).is_err());
+        assert!(
+            NetworkLease::take_in(folder.path(), SECOND, MAX_HOSTS + 1, None, Ports::REAL).is_err()
+        );
     }
 }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use edgehub_lab::mqtt_sender::{MqttSender, SenderOptions};
+use edgehub_lab::network::Ports;
 use edgehub_lab::{AtStart, HUB, Lab, LabBuilder, StorageSync};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,7 +37,6 @@ async fn until(what: &str, reached: impl AsyncFn() -> bool) {
 
 #[tokio::test]
 async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
-    let t0 = std::time::Instant::now();
     let folder = tempfile::tempdir().unwrap();
     let describe = || {
         LabBuilder::new()
@@ -47,28 +47,21 @@ async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
             .env("edge1", "RuntimeLogLevel", "debug")
     };
     let lab = describe().start().await.unwrap();
-    eprintln!("{:?} step 1", t0.elapsed());
     assert!(lab.resident_bytes("edge2").unwrap() > 1_000_000);
     let running = sender(&lab, None);
     until("first messages", async || running.acknowledged() > 100).await;
 
-    eprintln!("{:?} step 2", t0.elapsed());
     // A commit that does not come holds every acknowledgement back.
     lab.faults("edge2", "hold-commits").await.unwrap();
-    eprintln!("{:?} step 3", t0.elapsed());
     until("a full window", async || running.in_flight() == 20).await;
-    eprintln!("{:?} step 4", t0.elapsed());
     let held = running.acknowledged();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    eprintln!("{:?} step 5", t0.elapsed());
     assert!(running.acknowledged() <= held + 20);
     lab.faults("edge2", "release-commits").await.unwrap();
-    eprintln!("{:?} step 6", t0.elapsed());
     until("messages after the hold", async || {
         running.acknowledged() > held + 100
     })
     .await;
-    eprintln!("{:?} step 7", t0.elapsed());
     let refused = lab
         .faults("edge2", "no-such-command")
         .await
@@ -76,10 +69,8 @@ async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
         .to_string();
     assert!(refused.contains("error"), "{refused}");
 
-    eprintln!("{:?} step 8", t0.elapsed());
     // Cut off, the lower hub keeps what it accepts.
     lab.cut("edge2", "edge1").await.unwrap();
-    eprintln!("{:?} step 9", t0.elapsed());
     let queued = async || {
         lab.metrics("edge2")
             .await
@@ -87,13 +78,10 @@ async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
             .sum("edgehub_queue_length", &[])
     };
     until("a queue", async || queued().await > 500.0).await;
-    eprintln!("{:?} step 10", t0.elapsed());
     assert_eq!(lab.connections("edge2", "edge1").unwrap(), 0);
     let (id, first_life) = running.finish(PATIENCE).await.unwrap();
-    eprintln!("{:?} step 11", t0.elapsed());
     lab.shutdown().await.unwrap();
 
-    eprintln!("{:?} step 12", t0.elapsed());
     // The same stores again, without an IoT Hub: children are known and served.
     let lab = describe()
         .at_start(HUB, AtStart::Off)
@@ -102,14 +90,11 @@ async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
         .unwrap();
     let again = sender(&lab, Some(300));
     again.wait_finished(PATIENCE).await.unwrap();
-    eprintln!("{:?} step 13", t0.elapsed());
     // This sender counts from 1 again, so its bodies are those of the first life.
     let (_, second_life) = again.finish(PATIENCE).await.unwrap();
-    eprintln!("{:?} step 14", t0.elapsed());
     assert_eq!(second_life.len(), 300);
     assert_eq!(second_life, first_life[..300]);
     lab.start(HUB).await.unwrap();
-    eprintln!("{:?} step 15", t0.elapsed());
     let verdict = lab
         .ledger()
         .settle(PATIENCE, &[(id, first_life.clone())])
@@ -121,6 +106,26 @@ async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
         lab.ledger().count().unwrap() >= both
     })
     .await;
-    eprintln!("{:?} step 16", t0.elapsed());
     lab.shutdown().await.unwrap();
+}
+
+/// What a user without root gets: no `/etc/hosts`, no port 443.
+#[tokio::test]
+async fn addresses_do_as_names_and_unprivileged_ports_as_ports() {
+    let lab = LabBuilder::new()
+        .layers(2)
+        .leaf("leaf1", "edge2")
+        .host_names(false)
+        .ports(Ports::UNPRIVILEGED)
+        .start()
+        .await
+        .unwrap();
+    let json = lab.lab_json().unwrap();
+    assert_eq!(json.layers[1].https, Some(8443));
+    assert_eq!(json.layers[1].hostname, json.layers[1].address.to_string());
+    let sender = sender(&lab, Some(50));
+    sender.wait_finished(PATIENCE).await.unwrap();
+    let logs = [sender.finish(PATIENCE).await.unwrap()];
+    let verdict = lab.ledger().settle(PATIENCE, &logs).await.unwrap();
+    assert!(verdict.passed(), "{verdict}");
 }

@@ -1,0 +1,531 @@
+//! The pump with a real store and a fake transport; the clock moves only by hand.
+
+use std::collections::{BTreeMap, HashSet};
+
+use edgehub_auth::scope_cache::ScopeChange;
+use edgehub_auth::scope_tree::{Authentication, ServiceIdentity, Status};
+use edgehub_proto::{clock::ManualClock, stored};
+use edgehub_storage::QueueStats;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio::time::advance;
+
+use super::*;
+use crate::lanes::{Disposition, Link};
+use crate::test_support::{HeldClock, TestStore, UNIX_MS, eventually, id, settle_down};
+
+/// How the fake upstream treats a sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Accepts,
+    /// The session's task dies without a word.
+    Dies,
+    Refuses,
+    Unreachable,
+    /// Accepts the session and never answers a message.
+    Withholds,
+}
+
+#[derive(Debug, Default)]
+struct Upstream {
+    manners: BTreeMap<String, Manner>,
+    /// Bodies per sender, in the order of arrival.
+    ledger: BTreeMap<String, Vec<String>>,
+    opened: BTreeMap<String, usize>,
+    batches: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct FakeTransport(Arc<Mutex<Upstream>>);
+
+impl FakeTransport {
+    fn set(&self, sender: &str, manner: Manner) {
+        self.0.lock().manners.insert(sender.to_owned(), manner);
+    }
+
+    fn ledger(&self, sender: &str) -> Vec<String> {
+        self.0
+            .lock()
+            .ledger
+            .get(sender)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn opened(&self, sender: &str) -> usize {
+        self.0
+            .lock()
+            .opened
+            .get(sender)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    async fn serve(self, mut request: OpenRequest) -> Option<CloseCause> {
+        let session = request.session;
+        let sender = request.identity.as_str().to_owned();
+        let manner = {
+            let mut upstream = self.0.lock();
+            *upstream.opened.entry(sender.clone()).or_default() += 1;
+            upstream
+                .manners
+                .get(&sender)
+                .copied()
+                .unwrap_or(Manner::Accepts)
+        };
+        match manner {
+            Manner::Dies => return None,
+            Manner::Refuses => return Some(CloseCause::Refused("no".into())),
+            Manner::Unreachable => return Some(CloseCause::Unreachable("away".into())),
+            Manner::Accepts | Manner::Withholds => {}
+        }
+        let opened = SessionEvent::Opened {
+            session,
+            expires_at_ms: None,
+        };
+        request.events.send(opened).await.ok()?;
+        loop {
+            let batch = match request.commands.recv().await {
+                None | Some(Command::Close) => return Some(CloseCause::Requested),
+                Some(Command::Send(batch)) => batch,
+            };
+            let mut dispositions = Vec::new();
+            {
+                let mut upstream = self.0.lock();
+                upstream.batches += 1;
+                for outgoing in batch {
+                    let message = stored::decode_message(outgoing.entry.message).unwrap();
+                    let body = String::from_utf8(message.body.to_vec()).unwrap();
+                    upstream
+                        .ledger
+                        .entry(sender.clone())
+                        .or_default()
+                        .push(body);
+                    dispositions.push((outgoing.token, Disposition::Accepted));
+                }
+            }
+            if manner == Manner::Accepts {
+                let disposed = SessionEvent::Disposed {
+                    session,
+                    dispositions,
+                };
+                request.events.send(disposed).await.ok()?;
+            }
+        }
+    }
+}
+
+impl Transport for FakeTransport {
+    fn open(&self, request: OpenRequest) {
+        let (session, events) = (request.session, request.events.clone());
+        let serving = self.clone().serve(request);
+        tokio::spawn(async move {
+            if let Some(cause) = serving.await {
+                let _ = events.send(SessionEvent::Closed { session, cause }).await;
+            }
+        });
+    }
+}
+
+/// Answers every refresh with the same outcome.
+struct FixedRefresh(RefreshOutcome);
+
+impl IdentityRefresh for FixedRefresh {
+    fn refresh<'a>(
+        &'a self,
+        _target: &'a Identity,
+        _on_behalf_of: &'a str,
+    ) -> Pin<Box<dyn Future<Output = RefreshOutcome> + Send + 'a>> {
+        Box::pin(std::future::ready(self.0))
+    }
+}
+
+struct World {
+    store: TestStore,
+    transport: FakeTransport,
+    scope: Arc<ScopeCache>,
+    refresh: RefreshOutcome,
+    track: bool,
+    _held: HeldClock,
+}
+
+struct Running {
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+    monitor: ConnectivityMonitor,
+}
+
+impl World {
+    fn new() -> Self {
+        let scope = ScopeCache::new(&id("edge1"));
+        Self {
+            store: TestStore::new(),
+            transport: FakeTransport::default(),
+            scope,
+            refresh: RefreshOutcome::Unavailable,
+            track: true,
+            _held: HeldClock::new(),
+        }
+    }
+
+    fn run(&self, queues: Vec<Queue>) -> Running {
+        let monitor = ConnectivityMonitor::new(id("edge1/$edgeHub"));
+        let judge = Judge {
+            own_device: id("edge1"),
+            scope: Arc::clone(&self.scope),
+            refresh: Arc::new(FixedRefresh(self.refresh)),
+            has_walked: Box::new(|| false),
+            track_device_state: self.track,
+        };
+        let (counts, _) = watch::channel(LaneCounts::default());
+        let parts = PumpParts {
+            config: LaneConfig {
+                seed: 5,
+                ..LaneConfig::default()
+            },
+            queues,
+            transport: Arc::new(self.transport.clone()),
+            clock: Arc::new(ManualClock::new(UNIX_MS)),
+            monitor: monitor.clone(),
+            judge,
+            counts,
+        };
+        let cancel = CancellationToken::new();
+        let pump = Pump::new(parts, &TaskTracker::new(), &cancel);
+        let task = tokio::spawn(pump.run(cancel.clone()));
+        Running {
+            cancel,
+            task,
+            monitor,
+        }
+    }
+
+    fn know(&self, identity: &str, status: Status) {
+        let record = ServiceIdentity {
+            identity: id(identity),
+            generation_id: "1".to_owned(),
+            status,
+            is_edge: identity == "edge1",
+            device_scope: Some("ms-azure-iot-edge://edge1-1".to_owned()),
+            parent_scopes: vec!["ms-azure-iot-edge://edge1-1".to_owned()],
+            authentication: Authentication::None,
+        };
+        self.scope.apply(ScopeChange::Upsert(vec![record]));
+    }
+}
+
+impl Running {
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn bodies(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|number| number.to_string()).collect()
+}
+
+/// Moves the clock in small steps until the condition holds, at most `limit`.
+async fn within(limit: Duration, what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(
+            Instant::now() < deadline,
+            "{what} did not happen within {limit:?}"
+        );
+        settle_down().await;
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(1)))
+            .await
+            .unwrap();
+        advance(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_arrives_in_order_and_is_settled_also_after_a_restart() {
+    let world = World::new();
+    let queue = world.store.queue(0);
+    let senders = ["leaf0", "leaf1", "edge1/modA"];
+    let backlog = bodies(0..700);
+    let all = backlog
+        .iter()
+        .flat_map(|body| senders.map(|sender| (id(sender), body.clone())));
+    world.store.append(&queue, all, None).await;
+    let running = world.run(vec![queue.clone()]);
+    eventually("backlog", || queue.length() == 0).await;
+    let more = bodies(700..1000);
+    let all = more
+        .iter()
+        .flat_map(|body| senders.map(|sender| (id(sender), body.clone())));
+    world.store.append(&queue, all, None).await;
+    eventually("new messages", || queue.length() == 0).await;
+    running.stop().await;
+    for sender in senders {
+        assert_eq!(world.transport.ledger(sender), bodies(0..1000));
+    }
+    let QueueStats {
+        entries, settled, ..
+    } = queue.stats();
+    assert_eq!((entries, settled), (3000, 3000));
+    // Many messages per hand-over: the batch is the unit.
+    assert!(
+        world.transport.0.lock().batches < 3000 / 20,
+        "{}",
+        world.transport.0.lock().batches
+    );
+
+    let running = world.run(vec![queue.clone()]);
+    world
+        .store
+        .append(&queue, [(id("leaf0"), "1000".to_owned())], None)
+        .await;
+    eventually("after the restart", || queue.length() == 0).await;
+    running.stop().await;
+    assert_eq!(
+        world.transport.ledger("leaf0"),
+        bodies(0..1001),
+        "nothing is sent twice"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_larger_than_memory_is_caught_up_from_disk_in_order() {
+    let world = World::new();
+    let queue = world.store.queue(0);
+    let large = "x".repeat(20_000);
+    let body = |number: usize| format!("{number:05} {large}");
+    for chunk in 0..20 {
+        let messages = (0..60).map(|n| {
+            let number = chunk * 60 + n;
+            (id(["leaf0", "leaf1"][number % 2]), body(number))
+        });
+        world.store.append(&queue, messages, None).await;
+    }
+    let running = world.run(vec![queue.clone()]);
+    eventually("24 MB", || queue.length() == 0).await;
+    running.stop().await;
+    for (index, sender) in ["leaf0", "leaf1"].into_iter().enumerate() {
+        let expected: Vec<String> = (0..600).map(|n| body(2 * n + index)).collect();
+        assert!(world.transport.ledger(sender) == expected, "{sender}");
+    }
+    assert!(world.store.store.stats().cold_reads > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_or_withholding_sender_delays_nobody() {
+    let world = World::new();
+    world.transport.set("bad", Manner::Refuses);
+    world.transport.set("slow", Manner::Withholds);
+    let queue = world.store.queue(0);
+    for sender in ["bad", "slow"] {
+        let messages = bodies(0..2000).into_iter().map(|body| (id(sender), body));
+        world.store.append(&queue, messages, None).await;
+    }
+    let running = world.run(vec![queue.clone()]);
+    let messages = bodies(0..500).into_iter().map(|body| (id("good"), body));
+    world.store.append(&queue, messages, None).await;
+    within(Duration::from_secs(2), "delivery", || {
+        queue.length() == 4000
+    })
+    .await;
+    assert_eq!(world.transport.ledger("good"), bodies(0..500));
+    assert_eq!(
+        world.transport.ledger("slow"),
+        bodies(0..64),
+        "no more than the window"
+    );
+    // The bad one is served once it is let in.
+    world.transport.set("bad", Manner::Accepts);
+    within(Duration::from_secs(10), "return", || queue.length() == 2000).await;
+    assert_eq!(world.transport.ledger("bad"), bodies(0..2000));
+    running.stop().await;
+    assert_eq!(queue.length(), 2000, "what was not acknowledged stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn priorities_are_strict() {
+    let world = World::new();
+    let (high, low) = (world.store.queue(0), world.store.queue(7));
+    let names = |prefix: &str| -> Vec<(Identity, String)> {
+        (0..300)
+            .map(|number| (id("leaf0"), format!("{prefix}{number}")))
+            .collect()
+    };
+    world.store.append(&low, names("low"), None).await;
+    world.store.append(&high, names("high"), None).await;
+    let running = world.run(vec![low.clone(), high.clone()]);
+    eventually("both", || low.length() + high.length() == 0).await;
+    running.stop().await;
+    let ledger = world.transport.ledger("leaf0");
+    let expected: Vec<String> = names("high")
+        .into_iter()
+        .chain(names("low"))
+        .map(|(_, body)| body)
+        .collect();
+    assert_eq!(ledger, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_messages_are_settled_and_not_sent() {
+    let world = World::new();
+    let queue = world.store.queue(0);
+    world
+        .store
+        .append(&queue, [(id("leaf0"), "dead".to_owned())], Some(0))
+        .await;
+    world
+        .store
+        .append(&queue, [(id("leaf0"), "alive".to_owned())], Some(1))
+        .await;
+    let running = world.run(vec![queue.clone()]);
+    eventually("both", || queue.length() == 0).await;
+    running.stop().await;
+    assert_eq!(world.transport.ledger("leaf0"), ["alive"]);
+    let stats = queue.stats();
+    assert_eq!((stats.settled, stats.expired, stats.dropped), (1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_task_died_is_replaced() {
+    let world = World::new();
+    world.transport.set("leaf0", Manner::Dies);
+    let queue = world.store.queue(0);
+    world
+        .store
+        .append(&queue, [(id("leaf0"), "0".to_owned())], None)
+        .await;
+    let running = world.run(vec![queue.clone()]);
+    eventually("open", || world.transport.opened("leaf0") == 1).await;
+    world.transport.set("leaf0", Manner::Accepts);
+    within(Duration::from_secs(16), "replacement", || {
+        queue.length() == 0
+    })
+    .await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_are_dropped_only_with_proof_and_only_when_tracking() {
+    // refresh outcome, what the scope knows, tracking -> dropped
+    let cases = [
+        (RefreshOutcome::Unavailable, None, true, false),
+        (RefreshOutcome::Limited, None, true, false),
+        (RefreshOutcome::NotFound, None, true, true),
+        (RefreshOutcome::NotFound, None, false, false),
+        (
+            RefreshOutcome::Refreshed,
+            Some(Status::Enabled),
+            true,
+            false,
+        ),
+        (RefreshOutcome::Limited, Some(Status::Disabled), true, true),
+        (
+            RefreshOutcome::Limited,
+            Some(Status::Disabled),
+            false,
+            false,
+        ),
+    ];
+    for (refresh, status, track, dropped) in cases {
+        let world = World {
+            refresh,
+            track,
+            ..World::new()
+        };
+        world.transport.set("leaf0", Manner::Refuses);
+        world.know("edge1", Status::Enabled);
+        if let Some(status) = status {
+            world.know("leaf0", status);
+        }
+        let queue = world.store.queue(0);
+        let messages = bodies(0..30).into_iter().map(|body| (id("leaf0"), body));
+        world.store.append(&queue, messages, None).await;
+        let running = world.run(vec![queue.clone()]);
+        within(Duration::from_secs(60), "retries", || {
+            world.transport.opened("leaf0") > 3 || queue.length() == 0
+        })
+        .await;
+        assert_eq!(
+            queue.stats().dropped,
+            if dropped { 30 } else { 0 },
+            "{refresh:?} {status:?}"
+        );
+        running.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_change_decides_about_waiting_identities_at_once() {
+    let world = World::new();
+    world.know("edge1", Status::Enabled);
+    world.know("leaf0", Status::Enabled);
+    world.transport.set("leaf0", Manner::Refuses);
+    let queue = world.store.queue(0);
+    world
+        .store
+        .append(&queue, [(id("leaf0"), "0".to_owned())], None)
+        .await;
+    let running = world.run(vec![queue.clone()]);
+    // Fail until the back-off is at seconds.
+    within(Duration::from_secs(30), "retries", || {
+        world.transport.opened("leaf0") > 6
+    })
+    .await;
+    world.transport.set("leaf0", Manner::Accepts);
+    world.know("leaf7", Status::Enabled);
+    eventually("delivery without a further wait", || queue.length() == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn connectivity_follows_the_lanes() {
+    let world = World::new();
+    world.transport.set("leaf0", Manner::Unreachable);
+    let queue = world.store.queue(0);
+    world
+        .store
+        .append(&queue, [(id("leaf0"), "0".to_owned())], None)
+        .await;
+    let running = world.run(vec![queue.clone()]);
+    let state = running.monitor.subscribe();
+    running.monitor.lanes(Link::Up, 1);
+    use crate::Connectivity::{Connected, Disconnected};
+    within(Duration::from_secs(2), "offline", || {
+        *state.borrow() == Disconnected
+    })
+    .await;
+    world.transport.set("leaf0", Manner::Accepts);
+    within(Duration::from_secs(6), "online", || {
+        *state.borrow() == Connected
+    })
+    .await;
+    running.stop().await;
+}
+
+/// Sessions are told apart, and messages of different senders never mix.
+#[tokio::test(start_paused = true)]
+async fn a_hundred_senders_keep_apart() {
+    let world = World::new();
+    let queue = world.store.queue(0);
+    let names: Vec<String> = (0..100).map(|number| format!("leaf{number}")).collect();
+    let messages: Vec<(Identity, String)> = (0..20)
+        .flat_map(|n| {
+            names
+                .iter()
+                .map(move |name| (id(name), format!("{name}-{n}")))
+        })
+        .collect();
+    world.store.append(&queue, messages, None).await;
+    let running = world.run(vec![queue.clone()]);
+    // Fifty connections at once, then fifty per second.
+    within(Duration::from_secs(3), "delivery", || queue.length() == 0).await;
+    running.stop().await;
+    let mut seen = HashSet::new();
+    for name in &names {
+        let expected: Vec<String> = (0..20).map(|n| format!("{name}-{n}")).collect();
+        assert_eq!(world.transport.ledger(name), expected);
+        assert_eq!(world.transport.opened(name), 1);
+        seen.insert(name);
+    }
+    assert_eq!(seen.len(), 100);
+}
