@@ -153,7 +153,12 @@ impl Bridge {
             tls,
             config.connect_timeout,
         );
-        let http = HttpClient::new(dialer.clone(), config.https_port, tasks.clone());
+        let http = HttpClient::new(
+            dialer.clone(),
+            config.https_port,
+            tasks.clone(),
+            cancel.clone(),
+        );
         let api = HttpScopeApi::new(
             http,
             Arc::clone(&tokens),
@@ -168,8 +173,11 @@ impl Bridge {
         };
         let keeper = ScopeKeeper::restore(api, Arc::clone(&scope), store, own_hub, scope_config)?;
         let keeper = Arc::new(keeper);
-        let refresh: Arc<dyn IdentityRefresh> =
-            Arc::new(ScopeRefresh::new(Arc::clone(&keeper), tasks.clone()));
+        let refresh: Arc<dyn IdentityRefresh> = Arc::new(ScopeRefresh::new(
+            Arc::clone(&keeper),
+            tasks.clone(),
+            cancel.clone(),
+        ));
         let transport = MqttTransport {
             dialer,
             port: config.mqtt_port,
@@ -243,3 +251,7 @@ fn seed(configured: u64) -> u64 {
         configured
     }
 }
+
+#[cfg(test)]
+#[path = "bridge_tests.rs"]
+mod tests;

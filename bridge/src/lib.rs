@@ -19,6 +19,8 @@ mod bucket;
 mod connectivity;
 mod counters;
 mod dial;
+#[cfg(test)]
+mod fake_parent;
 pub mod lanes;
 pub mod limits;
 pub mod mqtt;

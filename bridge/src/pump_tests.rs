@@ -217,6 +217,7 @@ impl World {
 impl Running {
     async fn stop(self) {
         self.cancel.cancel();
+        within(Duration::from_secs(5), "stop", || self.task.is_finished()).await;
         self.task.await.unwrap();
     }
 }

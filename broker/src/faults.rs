@@ -68,7 +68,9 @@ impl Faults {
     async fn accept(self, listener: UnixListener, stop: CancellationToken, tasks: TaskTracker) {
         let clients = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
-            let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&clients).acquire_owned().await else {
+                return;
+            };
             let client = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((client, _)) => client,
@@ -95,7 +97,12 @@ impl Faults {
         let mut line = String::new();
         loop {
             line.clear();
-            if (&mut input).take(LINE_BYTES_MAX).read_line(&mut line).await? == 0 {
+            if (&mut input)
+                .take(LINE_BYTES_MAX)
+                .read_line(&mut line)
+                .await?
+                == 0
+            {
                 return Ok(());
             }
             if !line.ends_with('\n') {
@@ -151,7 +158,10 @@ impl std::str::FromStr for Command {
         match (name, words.next(), words.next(), words.next()) {
             ("delay-commits", Some(delay), None, None) => {
                 let delay = micros(delay)?;
-                Ok(Self::DelayCommits { min: delay, max: delay })
+                Ok(Self::DelayCommits {
+                    min: delay,
+                    max: delay,
+                })
             }
             ("delay-commits", Some(min), Some(max), None) => {
                 let (min, max) = (micros(min)?, micros(max)?);
@@ -178,5 +188,178 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T, CommandError> {
 /// Microseconds, an hour at most: no test waits longer for a commit.
 fn micros(text: &str) -> Result<Duration, CommandError> {
     let delay = Duration::from_micros(number(text)?);
-    if delay > Duration::from_secs(3600) { Err(CommandError::Number) } else { Ok(delay) }
+    if delay > Duration::from_secs(3600) {
+        Err(CommandError::Number)
+    } else {
+        Ok(delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edgehub_proto::clock::Clock;
+    use edgehub_storage::{Column, KvOp};
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::test_support::TestHub;
+
+    #[test]
+    fn commands_are_read_exactly() {
+        let us = Duration::from_micros;
+        for (line, command) in [
+            (
+                "delay-commits 150",
+                Command::DelayCommits {
+                    min: us(150),
+                    max: us(150),
+                },
+            ),
+            (
+                "delay-commits 150 50000",
+                Command::DelayCommits {
+                    min: us(150),
+                    max: us(50_000),
+                },
+            ),
+            (" fail-commits  3 ", Command::FailCommits(3)),
+            ("hold-commits", Command::HoldCommits(true)),
+            ("release-commits", Command::HoldCommits(false)),
+            ("clock-offset -3600000", Command::ClockOffset(-3_600_000)),
+        ] {
+            assert_eq!(line.parse(), Ok(command), "{line}");
+        }
+        for (line, error) in [
+            ("", CommandError::Unknown),
+            ("hold", CommandError::Unknown),
+            ("Hold-commits", CommandError::Unknown),
+            ("hold-commits 1", CommandError::Unknown),
+            ("delay-commits", CommandError::Unknown),
+            ("delay-commits 1 2 3", CommandError::Unknown),
+            ("delay-commits -1", CommandError::Number),
+            ("delay-commits 3600000001", CommandError::Number),
+            ("delay-commits 18446744073709551616", CommandError::Number),
+            ("delay-commits 2 1", CommandError::Range),
+            ("fail-commits 4294967296", CommandError::Number),
+            ("clock-offset x", CommandError::Number),
+        ] {
+            assert_eq!(line.parse::<Command>(), Err(error), "{line}");
+        }
+    }
+
+    struct Setup {
+        test: TestHub,
+        clock: Arc<SystemClock>,
+        path: std::path::PathBuf,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let test = TestHub::new();
+            let clock = Arc::new(SystemClock::new());
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("faults.sock");
+            let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+            let setup = Self {
+                test,
+                clock,
+                path,
+                stop,
+                tasks,
+                _folder: folder,
+            };
+            setup.listen().unwrap();
+            setup
+        }
+
+        fn listen(&self) -> io::Result<()> {
+            let faults = Faults::new(self.test.hub.store().clone(), Arc::clone(&self.clock));
+            faults.listen(&self.path, self.stop.clone(), &self.tasks)
+        }
+
+        /// Sends lines on a connection of their own and returns the replies.
+        async fn say(&self, lines: &str) -> String {
+            let mut client = UnixStream::connect(&self.path).await.unwrap();
+            client.write_all(lines.as_bytes()).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut replies = String::new();
+            client.read_to_string(&mut replies).await.unwrap();
+            replies
+        }
+
+        async fn write(&self) -> bool {
+            let put = KvOp::Put {
+                column: Column::Meta,
+                key: b"k".to_vec(),
+                value: b"v".to_vec(),
+                sealed: false,
+            };
+            self.test.hub.store().write(vec![put]).await.is_ok()
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_act_and_each_gets_one_reply() {
+        let setup = Setup::new();
+        let real_ms = SystemClock::new().unix_ms();
+        let replies = setup
+            .say("clock-offset 7200000\nnonsense\n\nfail-commits 1\n")
+            .await;
+        let unknown = "error: unknown command, or wrong number of arguments\n";
+        assert_eq!(replies, format!("ok\n{unknown}{unknown}ok\n"));
+        assert!(setup.clock.unix_ms() >= real_ms + 7_200_000);
+        assert!(!setup.write().await);
+        assert!(setup.write().await);
+    }
+
+    #[tokio::test]
+    async fn held_commits_wait_for_their_release() {
+        let setup = Setup::new();
+        assert_eq!(setup.say("hold-commits\n").await, "ok\n");
+        let before = setup.test.hub.store().stats().commits;
+        let (written, ()) = tokio::join!(setup.write(), async {
+            assert_eq!(setup.test.hub.store().stats().commits, before);
+            assert_eq!(setup.say("release-commits\n").await, "ok\n");
+        });
+        assert!(written);
+        assert_eq!(setup.test.hub.store().stats().commits, before + 1);
+    }
+
+    #[tokio::test]
+    async fn a_line_is_bounded_and_clients_do_not_wait_for_one_another() {
+        let setup = Setup::new();
+        let _silent = UnixStream::connect(&setup.path).await.unwrap();
+        let longest = usize::try_from(LINE_BYTES_MAX).unwrap() - 1;
+        let padded = |length: usize| format!("{:<length$}\n", "hold-commits");
+        assert_eq!(setup.say(&padded(longest)).await, "ok\n");
+        let refused = setup.say(&padded(longest + 1)).await;
+        assert_eq!(refused, "error: a command is one line\n");
+        assert_eq!(
+            setup.say("release-commits").await,
+            "error: a command is one line\n"
+        );
+        assert_eq!(setup.say("release-commits\n").await, "ok\n");
+        setup.stop.cancel();
+        setup.tasks.close();
+        setup.tasks.wait().await;
+    }
+
+    #[tokio::test]
+    async fn a_socket_left_behind_is_replaced_and_another_file_is_not() {
+        let setup = Setup::new();
+        setup.listen().unwrap();
+        assert_eq!(setup.say("fail-commits 0\n").await, "ok\n");
+        let other = setup.path.with_extension("txt");
+        std::fs::write(&other, "mine").unwrap();
+        let faults = Faults::new(setup.test.hub.store().clone(), Arc::clone(&setup.clock));
+        assert!(
+            faults
+                .listen(&other, setup.stop.clone(), &setup.tasks)
+                .is_err()
+        );
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "mine");
+    }
 }

@@ -63,7 +63,11 @@ pub(crate) fn module(identity: &str) -> ServiceIdentity {
 
 pub(crate) fn leaf(device: &str, parent: &str) -> ServiceIdentity {
     let parent_scopes = vec![scope(parent)];
-    ServiceIdentity { device_scope: Some(scope(parent)), parent_scopes, ..module(device) }
+    ServiceIdentity {
+        device_scope: Some(scope(parent)),
+        parent_scopes,
+        ..module(device)
+    }
 }
 
 pub(crate) fn edge(device: &str, parent: Option<&str>) -> ServiceIdentity {
@@ -107,7 +111,12 @@ pub(crate) fn authenticator(
     refresh: Option<Arc<dyn IdentityRefresh>>,
 ) -> Arc<Authenticator> {
     let hosts = AudienceHosts::new(HUB_HOST, "edge1.local");
-    Arc::new(Authenticator::new(Arc::clone(cache), hosts, Arc::clone(clock) as _, refresh))
+    Arc::new(Authenticator::new(
+        Arc::clone(cache),
+        hosts,
+        Arc::clone(clock) as _,
+        refresh,
+    ))
 }
 
 /// A token for `identity`, signed with `key`, good until `expiry_s`.
@@ -115,7 +124,10 @@ pub(crate) fn token_with(identity: &str, key: &str, expiry_s: u64) -> String {
     let identity = id(identity);
     let audience = match identity.module_id() {
         None => format!("{HUB_HOST}/devices/{}", identity.device_id()),
-        Some(module) => format!("{HUB_HOST}/devices/{}/modules/{module}", identity.device_id()),
+        Some(module) => format!(
+            "{HUB_HOST}/devices/{}/modules/{module}",
+            identity.device_id()
+        ),
     };
     let resource = sas::encode_resource(&audience);
     let signature = sas_signer::sign(key, &format!("{resource}\n{expiry_s}")).unwrap();
@@ -130,7 +142,11 @@ pub(crate) fn token(identity: &str) -> String {
 /// What `identity` claims when it connects by itself.
 pub(crate) fn claim(identity: &str) -> Claim {
     let credential = Credential::Sas(token(identity));
-    Claim { identity: id(identity), chain: None, credential }
+    Claim {
+        identity: id(identity),
+        chain: None,
+        credential,
+    }
 }
 
 /// A hub with a store of its own and the sample scope.
@@ -152,8 +168,13 @@ impl TestHub {
         let folder = tempfile::tempdir().unwrap();
         let config = StoreConfig::new(folder.path().join("edgeHub"));
         let wrap = Arc::new(ConnectionStringWrap::new(b"a key of a test"));
-        let store = Store::open(config, Arc::clone(&shared), wrap).unwrap().store;
-        let routes = [("r1".to_owned(), "FROM /messages/* INTO $upstream".to_owned())];
+        let store = Store::open(config, Arc::clone(&shared), wrap)
+            .unwrap()
+            .store;
+        let routes = [(
+            "r1".to_owned(),
+            "FROM /messages/* INTO $upstream".to_owned(),
+        )];
         let (router, bad) = Router::new(&routes, "edge1", None, &store).unwrap();
         assert!(bad.is_empty());
         let hub = Hub::new(HubParts {
@@ -167,6 +188,27 @@ impl TestHub {
             store,
             connected_clients_max: 4,
         });
-        Self { hub, scope, clock, _folder: folder }
+        Self {
+            hub,
+            scope,
+            clock,
+            _folder: folder,
+        }
+    }
+}
+
+impl Drop for TestHub {
+    /// Closes the store and waits for it: a process that exits while RocksDB's threads work is
+    /// aborted, which would fail a test that has passed.
+    fn drop(&mut self) {
+        let store = self.hub.store().clone();
+        let close = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            runtime.block_on(store.close()).unwrap();
+        };
+        // Not on this thread, which may be a runtime's.
+        std::thread::spawn(close).join().unwrap();
     }
 }

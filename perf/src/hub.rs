@@ -101,6 +101,21 @@ impl Hub {
         self.lab.resident_bytes(EDGE)
     }
 
+    /// Messages that it says it has accepted since it was started last.
+    pub(crate) async fn received(&self) -> Result<u64> {
+        let sum = self
+            .lab
+            .metrics(EDGE)
+            .await?
+            .sum("edgehub_messages_received_total", &[]);
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a counter: whole, not negative, far below 2^53"
+        )]
+        Ok(sum as u64)
+    }
+
     /// Ends everything.
     pub(crate) async fn shutdown(self) -> Result<()> {
         self.lab.shutdown().await

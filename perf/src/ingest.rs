@@ -1,6 +1,6 @@
 //! The scenario `mqtt-ingest`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use edgehub_lab::StorageSync;
 
 use crate::hub::Hub;
@@ -22,7 +22,14 @@ pub(crate) async fn run(options: &IngestOptions) -> Result<()> {
         let server = hub.server()?;
         for &size in &options.sizes {
             let clients = hub.clients(options.connections)?;
-            let mut row = measure(&target, &server, clients, size, options).await?;
+            let before = hub.received().await?;
+            let (mut row, acknowledged) = measure(&target, &server, clients, size, options).await?;
+            // Both sides have counted: a rate that only one of them saw is none.
+            let received = hub.received().await? - before;
+            ensure!(
+                received == acknowledged,
+                "{received} received, {acknowledged} acknowledged"
+            );
             row.resident_bytes = hub.resident_bytes()?;
             report.add(row);
         }
@@ -63,7 +70,7 @@ async fn peer(
                 login: None,
                 topic: format!("devices/leaf{number}/messages/events/"),
             });
-            let mut row = measure(&target, &server, clients.collect(), size, options).await?;
+            let (mut row, _) = measure(&target, &server, clients.collect(), size, options).await?;
             row.resident_bytes = edgehub_lab::process::resident_bytes(peer.pid())?;
             report.add(row);
         }
@@ -77,7 +84,7 @@ async fn measure(
     clients: Vec<Client>,
     size: usize,
     options: &IngestOptions,
-) -> Result<Row> {
+) -> Result<(Row, u64)> {
     let load = Load {
         window: options.window,
         body_bytes: size,
@@ -85,9 +92,6 @@ async fn measure(
         measured: options.measured(),
     };
     let outcome = load::run(server, clients, load).await;
-    Ok(Row::new(
-        target,
-        size,
-        &outcome.with_context(|| format!("{target}, {size} bytes"))?,
-    ))
+    let outcome = outcome.with_context(|| format!("{target}, {size} bytes"))?;
+    Ok((Row::new(target, size, &outcome), outcome.acknowledged))
 }

@@ -50,6 +50,8 @@ pub(crate) struct Load {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub(crate) rate: Rate,
+    /// Of the whole run, warm-up and end included.
+    pub(crate) acknowledged: u64,
     /// From handing a publish to the socket until its acknowledgement was read.
     pub(crate) latency_p50: Duration,
     pub(crate) latency_p99: Duration,
@@ -110,10 +112,13 @@ pub(crate) async fn run(server: &Server, clients: Vec<Client>, load: Load) -> Re
         let micros = latencies.get(at).copied().unwrap_or_default();
         Duration::from_micros(u64::from(micros))
     };
+    let acknowledged = shared.acknowledged.load(Ordering::Relaxed);
+    let (latency_p50, latency_p99) = (percentile(50), percentile(99));
     Ok(Outcome {
         rate,
-        latency_p50: percentile(50),
-        latency_p99: percentile(99),
+        acknowledged,
+        latency_p50,
+        latency_p99,
     })
 }
 

@@ -112,7 +112,8 @@ impl<'a> Open<'a> {
         Ok(found.map_err(|e| StoreError::database("read a value", &e))?.is_some())
     }
 
-    /// All pairs of a small column family whose keys begin with `prefix`, in order.
+    /// All pairs (key, value) of a small column family whose keys begin with `prefix`, in order.
+    #[expect(clippy::type_complexity, reason = "pairs of key and value")]
     pub(crate) fn scan(
         &self,
         cf: Cf,

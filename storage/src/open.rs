@@ -99,15 +99,15 @@ impl Refused {
         }
     }
 
-    fn corrupt(reason: impl ToString) -> Self {
-        Self::Unusable { kind: "corrupt", reason: reason.to_string() }
+    fn corrupt(reason: impl Into<String>) -> Self {
+        Self::Unusable { kind: "corrupt", reason: reason.into() }
     }
 }
 
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Record { .. } => Self::corrupt(error),
+            StoreError::Record { .. } => Self::corrupt(error.to_string()),
             other => Self::Error(other),
         }
     }
@@ -149,15 +149,13 @@ fn column_families(path: &Path) -> Result<Vec<String>, Refused> {
     Err(Refused::Unusable { kind: "csharp", reason })
 }
 
-/// Whether there are tables or non-empty logs: a creation cut short leaves neither.
+/// Whether there are tables or logs: a creation cut short leaves neither.
 fn holds_data(path: &Path) -> Result<bool, StoreError> {
     for file in fs::read_dir(path).map_err(|source| folder("list", path, source))? {
         let file = file.map_err(|source| folder("list", path, source))?;
         let name = file.file_name();
         let name = name.to_string_lossy();
-        let bytes = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
-        if name.ends_with(".sst") || name.ends_with(".ldb") || (name.ends_with(".log") && bytes > 0)
-        {
+        if [".sst", ".ldb", ".log"].iter().any(|suffix| name.ends_with(suffix)) {
             return Ok(true);
         }
     }

@@ -188,6 +188,9 @@ impl Queue {
         limit: ReadLimit,
         filter: Option<SenderFilter>,
     ) -> Result<ReadBatch, StoreError> {
+        if *self.core.closed.borrow() {
+            return Err(StoreError::Closed);
+        }
         let end = self.state.next();
         let from = self.state.settled.lock().skip(from).min(end);
         let mut batch = ReadBatch { entries: Vec::new(), next: from };

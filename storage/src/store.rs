@@ -293,7 +293,11 @@ pub(crate) fn copy_crash_image(store: &Store, to: &std::path::Path) {
                 let file = file.unwrap();
                 let name = file.file_name().into_string().unwrap();
                 if name.ends_with(".log") || name.ends_with(".sst") {
-                    std::fs::copy(file.path(), to.join(name)).unwrap();
+                    match std::fs::copy(file.path(), to.join(name)) {
+                        // It was obsolete already when deletions were stopped.
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                        copied => drop(copied.unwrap()),
+                    }
                 }
             }
             open.db.enable_file_deletions().unwrap();

@@ -16,7 +16,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
@@ -53,6 +53,8 @@ pub(crate) struct HttpClient {
     /// Connections without a request under way; at most [`limits::HTTP_IDLE_MAX`].
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
     tasks: TaskTracker,
+    /// Ends kept connections when the process stops.
+    cancel: CancellationToken,
 }
 
 /// A status and a body.
@@ -63,12 +65,18 @@ pub(crate) struct Answer {
 }
 
 impl HttpClient {
-    pub(crate) fn new(dialer: Dialer, port: u16, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(
+        dialer: Dialer,
+        port: u16,
+        tasks: TaskTracker,
+        cancel: CancellationToken,
+    ) -> Self {
         Self {
             dialer,
             port,
             idle: Mutex::new(Vec::new()),
             tasks,
+            cancel,
         }
     }
 
@@ -116,10 +124,16 @@ impl HttpClient {
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| HttpError::Connection(error.to_string()))?;
-        // Ends when the sender is dropped or the other side closes.
+        // Ends when the sender is dropped, the other side closes, or the bridge ends.
+        let cancel = self.cancel.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "connection to the scope API ended");
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        debug!(%error, "connection to the scope API ended");
+                    }
+                }
+                () = cancel.cancelled() => {}
             }
         });
         Ok(sender)

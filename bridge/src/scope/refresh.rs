@@ -21,7 +21,7 @@ use edgehub_proto::{identity::Identity, scope::ScopeResponse};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info};
 
 use super::{
@@ -76,6 +76,7 @@ impl Refreshes {
 pub(crate) struct ScopeRefresh<A> {
     keeper: Arc<ScopeKeeper<A>>,
     tasks: TaskTracker,
+    cancel: CancellationToken,
 }
 
 impl<A> Clone for ScopeRefresh<A> {
@@ -83,6 +84,7 @@ impl<A> Clone for ScopeRefresh<A> {
         Self {
             keeper: Arc::clone(&self.keeper),
             tasks: self.tasks.clone(),
+            cancel: self.cancel.clone(),
         }
     }
 }
@@ -106,8 +108,17 @@ impl<A: ScopeApi> IdentityRefresh for ScopeRefresh<A> {
 }
 
 impl<A: ScopeApi> ScopeRefresh<A> {
-    pub(crate) fn new(keeper: Arc<ScopeKeeper<A>>, tasks: TaskTracker) -> Self {
-        Self { keeper, tasks }
+    /// Requests run in `tasks` until `cancel`.
+    pub(crate) fn new(
+        keeper: Arc<ScopeKeeper<A>>,
+        tasks: TaskTracker,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self {
+            keeper,
+            tasks,
+            cancel,
+        }
     }
 
     async fn refresh_one(&self, target: &Identity, on_behalf_of: &str) -> RefreshOutcome {
@@ -118,10 +129,14 @@ impl<A: ScopeApi> ScopeRefresh<A> {
             Plan::Wait(answer) => answer,
             Plan::Ask(sender, answer) => {
                 let keeper = Arc::clone(&self.keeper);
+                let cancel = self.cancel.clone();
                 // In a task of its own: it serves others too if this caller goes away.
                 self.tasks.spawn(async move {
                     let asked = keeper.ask(&question.0, &question.1, deadline);
-                    let outcome = timeout_at(deadline, asked).await;
+                    let outcome = tokio::select! {
+                        outcome = timeout_at(deadline, asked) => outcome.ok(),
+                        () = cancel.cancelled() => None,
+                    };
                     let outcome = outcome.unwrap_or(RefreshOutcome::Unavailable);
                     debug!(identity = %question.0, ?outcome, "identity refreshed");
                     keeper.remember(question, outcome);

@@ -30,7 +30,7 @@ impl World {
         let cancel = CancellationToken::new();
         tokio::spawn(Arc::clone(&keeper).run(receiver, cancel.clone()));
         eventually("walk", || keeper.has_walked()).await;
-        let refresh = ScopeRefresh::new(keeper, TaskTracker::new());
+        let refresh = ScopeRefresh::new(keeper, TaskTracker::new(), cancel.clone());
         Self {
             api,
             refresh,

@@ -51,8 +51,25 @@ pub(crate) async fn run(settings: Settings, clock: Arc<SystemClock>) -> anyhow::
     metrics::connected_clients().set(0.0);
 
     let store = open_store(&settings, Arc::clone(&clock) as _)?;
+    let served = serve(settings, clock, metrics, &store, &tasks, &stop).await;
+    // Also when serving could not begin: RocksDB's threads must not race the end of the process.
+    stop.cancel();
+    let closed = shut_down(tasks, store).await;
+    served.and(closed)
+}
+
+/// Opens the heads and serves until `stop` fires.
+async fn serve(
+    settings: Settings,
+    clock: Arc<SystemClock>,
+    metrics: Metrics,
+    store: &Store,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let own_device = settings.own_identity.device_id().to_owned();
     let (router, bad) =
-        Router::new(&settings.routes, &own_device, settings.time_to_live, &store)?;
+        Router::new(&settings.routes, &own_device, settings.time_to_live, store)?;
     for route in bad {
         tracing::error!("{route}");
     }
@@ -63,7 +80,7 @@ pub(crate) async fn run(settings: Settings, clock: Arc<SystemClock>) -> anyhow::
 
     let scope = ScopeCache::new(&settings.own_identity.device_identity());
     let bridge =
-        upstream::start(&settings, Arc::clone(&clock) as _, &store, &scope, &tasks, &stop)?;
+        upstream::start(&settings, Arc::clone(&clock) as _, store, &scope, tasks, stop)?;
     let hosts = AudienceHosts::new(&settings.hub_host, &settings.own_host);
     let refresh = bridge.identity_refresh();
     let authenticator =
@@ -83,18 +100,18 @@ pub(crate) async fn run(settings: Settings, clock: Arc<SystemClock>) -> anyhow::
     let (ready, readiness) = watch::channel(Readiness::starting("the device scope is not known yet"));
     let admin = Admin::new(Arc::clone(&hub), metrics, readiness).router();
     let socket = bind(&settings, settings.ports.metrics)?;
-    let context = http_context(Transport::Plain, ADMIN_CONNECTIONS_MAX, &stop, &tasks);
+    let context = http_context(Transport::Plain, ADMIN_CONNECTIONS_MAX, stop, tasks);
     tasks.spawn(http::listen(socket, admin, context));
     #[cfg(feature = "faults")]
     if let Some(path) = &settings.faults_socket {
         let faults = edgehub_broker::faults::Faults::new(store.clone(), Arc::clone(&clock));
-        faults.listen(path, stop.clone(), &tasks)?;
+        faults.listen(path, stop.clone(), tasks)?;
     }
     tasks.spawn(Arc::clone(&hub).watch_scope(stop.clone()));
     tasks.spawn(sweep(store.clone(), Arc::clone(&clock), settings.cleanup_interval, stop.clone()));
 
     tokio::select! {
-        () = scope_known(&scope) => open_heads(&settings, &hub, &tasks, &stop)?,
+        () = scope_known(&scope) => open_heads(&settings, &hub, tasks, stop)?,
         () = stop.cancelled() => {}
     }
     if !stop.is_cancelled() {
@@ -102,7 +119,7 @@ pub(crate) async fn run(settings: Settings, clock: Arc<SystemClock>) -> anyhow::
         tracing::info!("Started protocol heads");
     }
     stop.cancelled().await;
-    shut_down(tasks, store).await
+    Ok(())
 }
 
 /// Waits until the scope is restored or fetched: heads open only when somebody can be judged

@@ -51,9 +51,12 @@ impl ConnectionString {
         if part("ModuleId")? != EDGE_HUB_MODULE {
             return Err(ConnectionStringError::NotEdgeHub);
         }
-        let identity =
-            Identity::edge_hub(device).map_err(|_| ConnectionStringError::DeviceId)?;
-        Ok(Self { host, identity, key: part("SharedAccessKey")?.to_owned() })
+        let identity = Identity::edge_hub(device).map_err(|_| ConnectionStringError::DeviceId)?;
+        Ok(Self {
+            host,
+            identity,
+            key: part("SharedAccessKey")?.to_owned(),
+        })
     }
 
     /// The base64 text of the key.

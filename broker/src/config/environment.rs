@@ -40,7 +40,10 @@ impl Environment {
                 }
             }
         }
-        let values = values.into_iter().map(|(key, (_, value))| (key, value)).collect();
+        let values = values
+            .into_iter()
+            .map(|(key, (_, value))| (key, value))
+            .collect();
         Self { values, problems }
     }
 
@@ -55,7 +58,10 @@ impl Environment {
     /// The text of `name`, when it is set and not blank.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
-        self.values.get(&canonical(name)).map(|value| value.trim()).filter(|v| !v.is_empty())
+        self.values
+            .get(&canonical(name))
+            .map(|value| value.trim())
+            .filter(|v| !v.is_empty())
     }
 
     /// Every `(rest, value)` whose name is `section` + `__` + `rest`, `rest` in the spelling of
@@ -63,7 +69,8 @@ impl Environment {
     pub fn section<'a>(&'a self, section: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let prefix = format!("{}:", canonical(section));
         self.values.iter().filter_map(move |(name, value)| {
-            name.strip_prefix(prefix.as_str()).map(|rest| (rest, value.as_str()))
+            name.strip_prefix(prefix.as_str())
+                .map(|rest| (rest, value.as_str()))
         })
     }
 
@@ -86,14 +93,18 @@ impl Environment {
     /// A whole number within `1..=max`.
     pub fn bounded(&mut self, name: &str, default: u64, max: u64) -> u64 {
         self.parsed(name, default, "a whole number in its range", |text| {
-            u64::try_from(parse_integer(text)?).ok().filter(|n| (1..=max).contains(n))
+            u64::try_from(parse_integer(text)?)
+                .ok()
+                .filter(|n| (1..=max).contains(n))
         })
     }
 
     /// A TCP port, 1 to 65535.
     pub fn port(&mut self, name: &str, default: u16) -> u16 {
         self.parsed(name, default, "a port from 1 to 65535", |text| {
-            u16::try_from(parse_integer(text)?).ok().filter(|port| *port != 0)
+            u16::try_from(parse_integer(text)?)
+                .ok()
+                .filter(|port| *port != 0)
         })
     }
 
@@ -121,8 +132,12 @@ impl Environment {
 
     /// One of `choices`, in any case.
     pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)], default: T) -> T {
-        let Some(text) = self.text(name) else { return default };
-        let found = choices.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
+        let Some(text) = self.text(name) else {
+            return default;
+        };
+        let found = choices
+            .iter()
+            .find(|(word, _)| word.eq_ignore_ascii_case(text));
         if let Some((_, value)) = found {
             return *value;
         }
@@ -155,7 +170,8 @@ impl Environment {
 
     fn bad(&mut self, name: &str, expected: &str, used: &str) {
         // The value itself stays out of the text: it may be a secret put under a wrong name.
-        self.problems.push(format!("{name} is not {expected}; using {used}"));
+        self.problems
+            .push(format!("{name} is not {expected}; using {used}"));
     }
 }
 
@@ -165,7 +181,9 @@ fn canonical(name: &str) -> String {
 
 fn parse_integer(text: &str) -> Option<i64> {
     let lower = text.to_ascii_lowercase();
-    let hex = ["0x", "&h", "#"].iter().find_map(|prefix| lower.strip_prefix(prefix));
+    let hex = ["0x", "&h", "#"]
+        .iter()
+        .find_map(|prefix| lower.strip_prefix(prefix));
     match hex {
         Some(digits) => i64::from_str_radix(digits, 16).ok(),
         None => lower.parse().ok(),
@@ -199,7 +217,11 @@ mod tests {
     use super::*;
 
     fn environment(pairs: &[(&str, &str)]) -> Environment {
-        Environment::new(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())))
+        Environment::new(
+            pairs
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned())),
+        )
     }
 
     #[test]
@@ -213,7 +235,10 @@ mod tests {
     #[test]
     fn the_spelling_of_the_user_beats_the_injected_one() {
         for order in [[0, 1], [1, 0]] {
-            let both = [("runtimeloglevel", "debug"), ("RuntimeLogLevel", "Information")];
+            let both = [
+                ("runtimeloglevel", "debug"),
+                ("RuntimeLogLevel", "Information"),
+            ];
             let mut env = environment(&[both[order[0]], both[order[1]]]);
             assert_eq!(env.text("RuntimeLogLevel"), Some("debug"));
             assert_eq!(env.take_problems().len(), 1);
@@ -226,7 +251,10 @@ mod tests {
         assert!(env.flag("A", true));
         assert_eq!(env.port("B", 8883), 8883);
         assert_eq!(env.integer("C", -1), -1);
-        assert_eq!(env.time_span("D", Duration::from_secs(7)), Duration::from_secs(7));
+        assert_eq!(
+            env.time_span("D", Duration::from_secs(7)),
+            Duration::from_secs(7)
+        );
         let problems = env.take_problems();
         assert_eq!(problems.len(), 4);
         assert!(problems.iter().all(|p| !p.contains("70000")));
@@ -237,10 +265,19 @@ mod tests {
         assert_eq!(parse_integer("0x1F"), Some(31));
         assert_eq!(parse_integer("&h1f"), Some(31));
         assert_eq!(parse_integer("-5"), Some(-5));
-        assert_eq!(parse_time_span("60"), Some(Duration::from_secs(60 * 86_400)));
+        assert_eq!(
+            parse_time_span("60"),
+            Some(Duration::from_secs(60 * 86_400))
+        );
         assert_eq!(parse_time_span("01:00:00"), Some(Duration::from_secs(3600)));
-        assert_eq!(parse_time_span("1.00:00:00"), Some(Duration::from_secs(86_400)));
-        assert_eq!(parse_time_span("00:00:30.5"), Some(Duration::from_millis(30_500)));
+        assert_eq!(
+            parse_time_span("1.00:00:00"),
+            Some(Duration::from_secs(86_400))
+        );
+        assert_eq!(
+            parse_time_span("00:00:30.5"),
+            Some(Duration::from_millis(30_500))
+        );
         assert_eq!(parse_time_span("00:29"), Some(Duration::from_secs(29 * 60)));
         assert_eq!(parse_time_span("soon"), None);
     }

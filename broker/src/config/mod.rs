@@ -195,13 +195,19 @@ impl Settings {
             mqtt_enabled: env.flag("MqttSettings__Enabled", true),
             https_enabled: env.flag("HttpSettings__Enabled", true),
             client_certificates: env.flag("ClientCertAuthEnabled", true),
-            keep_alive_max: env
-                .time_span("MqttSettings__MaxKeepAliveTimeout", Duration::from_secs(1767)),
-            connect_arrival_max: env
-                .time_span("MqttSettings__ConnectArrivalTimeout", Duration::from_secs(60)),
-            connected_clients_max: usize::try_from(
-                env.bounded("MaxConnectedClients", 100, 1_000_000),
-            )
+            keep_alive_max: env.time_span(
+                "MqttSettings__MaxKeepAliveTimeout",
+                Duration::from_secs(1767),
+            ),
+            connect_arrival_max: env.time_span(
+                "MqttSettings__ConnectArrivalTimeout",
+                Duration::from_secs(60),
+            ),
+            connected_clients_max: usize::try_from(env.bounded(
+                "MaxConnectedClients",
+                100,
+                1_000_000,
+            ))
             .unwrap_or(usize::MAX),
             store_path: storage_folder(&env).join("edgeHub"),
             storage_sync: env.choice(
@@ -212,7 +218,8 @@ impl Settings {
             routes,
             time_to_live: u64::try_from(ttl).ok().map(Duration::from_secs),
             cleanup_interval: Duration::from_secs(
-                env.bounded("MessageCleanupIntervalSecs", 1800, 86_400 * 365).max(30),
+                env.bounded("MessageCleanupIntervalSecs", 1800, 86_400 * 365)
+                    .max(30),
             ),
             scope_refresh_period: Duration::from_secs(env.bounded(
                 "DeviceScopeCacheRefreshRateSecs",
@@ -227,7 +234,10 @@ impl Settings {
             log_level: env.text("RuntimeLogLevel").unwrap_or("info").to_owned(),
             faults_socket: env.text("EDGEHUB_FAULTS").map(PathBuf::from),
         };
-        Ok(Loaded { settings, problems: env.take_problems() })
+        Ok(Loaded {
+            settings,
+            problems: env.take_problems(),
+        })
     }
 
     /// The address outgoing sockets bind to: the listeners' when it is a specific one.
@@ -285,12 +295,14 @@ fn routes(env: &Environment) -> Vec<(String, String)> {
 }
 
 fn storage_folder(env: &Environment) -> PathBuf {
-    env.text("StorageFolder").map_or_else(std::env::temp_dir, PathBuf::from)
+    env.text("StorageFolder")
+        .map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
 fn idle(env: &mut Environment) -> Option<Duration> {
     let seconds = env.bounded("CloudConnectionIdleTimeoutSecs", 3600, 86_400 * 365);
-    env.flag("CloseCloudConnectionOnIdleTimeout", true).then(|| Duration::from_secs(seconds))
+    env.flag("CloseCloudConnectionOnIdleTimeout", true)
+        .then(|| Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
@@ -320,7 +332,11 @@ mod tests {
     fn load(extra: &[(&str, &str)]) -> Result<Loaded, SettingsError> {
         let mut variables = minimal();
         variables.retain(|(name, _)| extra.iter().all(|(other, _)| other != name));
-        variables.extend(extra.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+        variables.extend(
+            extra
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned())),
+        );
         Settings::load(Environment::new(variables))
     }
 
@@ -345,18 +361,30 @@ mod tests {
 
     #[test]
     fn a_gateway_host_makes_a_lower_layer() {
-        let extra = [("IOTEDGE_GATEWAYHOSTNAME", "edge0.example"), ("ListenAddress", "127.0.9.1")];
+        let extra = [
+            ("IOTEDGE_GATEWAYHOSTNAME", "edge0.example"),
+            ("ListenAddress", "127.0.9.1"),
+        ];
         let settings = load(&extra).unwrap().settings;
         assert_eq!(settings.upstream.host, "edge0.example");
         assert_eq!(settings.hub_host, "h.example");
         assert!(settings.upstream.nested);
-        assert_eq!(settings.outgoing_address(), Some("127.0.9.1".parse().unwrap()));
+        assert_eq!(
+            settings.outgoing_address(),
+            Some("127.0.9.1".parse().unwrap())
+        );
     }
 
     #[test]
     fn all_missing_settings_are_named_at_once() {
-        let error = Settings::load(Environment::new([])).unwrap_err().to_string();
-        for name in ["IotHubConnectionString", "EdgeDeviceHostName", "EdgeHubDevTrustBundleFile"] {
+        let error = Settings::load(Environment::new([]))
+            .unwrap_err()
+            .to_string();
+        for name in [
+            "IotHubConnectionString",
+            "EdgeDeviceHostName",
+            "EdgeHubDevTrustBundleFile",
+        ] {
             assert!(error.contains(name), "{error}");
         }
     }
@@ -364,8 +392,13 @@ mod tests {
     #[test]
     fn any_upstream_protocol_but_mqtt_is_refused_with_its_name() {
         for (value, name) in [("Amqp", "Amqp"), ("amqpws", "AmqpWs"), ("MqttWs", "MqttWs")] {
-            let error = load(&[("UpstreamProtocol", value)]).unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains("UpstreamProtocol=Mqtt"), "{error}");
+            let error = load(&[("UpstreamProtocol", value)])
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(name) && error.contains("UpstreamProtocol=Mqtt"),
+                "{error}"
+            );
         }
         assert!(load(&[("UpstreamProtocol", "")]).is_err());
     }
@@ -374,7 +407,10 @@ mod tests {
     fn the_metrics_port_has_an_order_of_precedence() {
         let old = [("Metrics__Listener__Port", "9700")];
         assert_eq!(load(&old).unwrap().settings.ports.metrics, 9700);
-        let both = [("Metrics__Listener__Port", "9700"), ("HttpSettings__metrics_port", "9800")];
+        let both = [
+            ("Metrics__Listener__Port", "9700"),
+            ("HttpSettings__metrics_port", "9800"),
+        ];
         assert_eq!(load(&both).unwrap().settings.ports.metrics, 9800);
     }
 }

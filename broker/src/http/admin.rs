@@ -29,12 +29,12 @@ pub struct Admin {
 impl Admin {
     /// Shows the state of `hub`, the samples of `metrics` and the word of `readiness`.
     #[must_use]
-    pub fn new(
-        hub: Arc<Hub>,
-        metrics: Metrics,
-        readiness: watch::Receiver<Readiness>,
-    ) -> Self {
-        Self { hub, metrics, readiness }
+    pub fn new(hub: Arc<Hub>, metrics: Metrics, readiness: watch::Receiver<Readiness>) -> Self {
+        Self {
+            hub,
+            metrics,
+            readiness,
+        }
     }
 
     /// The routes of the metrics port.
@@ -72,7 +72,10 @@ impl Admin {
                 Some(std::time::Duration::from_millis(age_ms).as_secs_f64())
             }
             Err(error) => {
-                tracing::warn!("The age of queue {} cannot be read: {error}", queue.id().endpoint);
+                tracing::warn!(
+                    "The age of queue {} cannot be read: {error}",
+                    queue.id().endpoint
+                );
                 None
             }
         }
@@ -81,12 +84,19 @@ impl Admin {
 
 async fn samples(State(admin): State<Admin>) -> Response {
     admin.refresh().await;
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.render()).into_response()
+    (
+        [(CONTENT_TYPE, metrics::CONTENT_TYPE)],
+        admin.metrics.render(),
+    )
+        .into_response()
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
     let readiness = admin.readiness.borrow().clone();
-    let status =
-        if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if readiness.is_ready() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, readiness.to_string()).into_response()
 }

@@ -104,7 +104,11 @@ pub async fn listen(listener: TcpListener, router: Router, context: ListenerCont
                 Transport::Plain => serve(socket, router, stop).await,
                 Transport::Tls(acceptor) => {
                     let accepted = timeout(HANDSHAKE_MAX, handshake(socket, acceptor, &handshakes));
-                    match accepted.await {
+                    let accepted = tokio::select! {
+                        accepted = accepted => accepted,
+                        () = stop.cancelled() => return,
+                    };
+                    match accepted {
                         Ok(Ok(stream)) => serve(stream, router, stop).await,
                         Ok(Err(error)) => handshake_failed(peer, &error),
                         Err(_) => handshake_failed(peer, &io::ErrorKind::TimedOut.into()),
@@ -164,6 +168,8 @@ fn guarded(router: Router) -> Router {
 }
 
 async fn nosniff(mut response: Response) -> Response {
-    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+        .headers_mut()
+        .insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -57,7 +57,10 @@ impl ScopeApi {
     /// Answers from `scope`; callers are judged by `authenticator`.
     #[must_use]
     pub fn new(scope: Arc<ScopeCache>, authenticator: Arc<Authenticator>) -> Self {
-        Self { scope, authenticator }
+        Self {
+            scope,
+            authenticator,
+        }
     }
 
     /// The routes of both calls. The `api-version` is not looked at.
@@ -80,25 +83,32 @@ impl ScopeApi {
         auth_chain: &str,
     ) -> Result<ServicePrincipal, Failure> {
         let chain = AuthChain::parse(auth_chain).map_err(ScopeDenied::from)?;
-        let claim = ServiceClaim { caller, chain, credential };
-        self.authenticator.authenticate_service(&claim).await.map_err(|error| {
-            let caller = &claim.caller;
-            tracing::info!("Refused a scope call of {caller}: {error}");
-            match error {
-                AuthnError::MalformedToken(error) => Failure::new(
-                    StatusCode::UNAUTHORIZED,
-                    format!(
-                        "Cannot parse SharedAccessSignature because of the following error - \
+        let claim = ServiceClaim {
+            caller,
+            chain,
+            credential,
+        };
+        self.authenticator
+            .authenticate_service(&claim)
+            .await
+            .map_err(|error| {
+                let caller = &claim.caller;
+                tracing::info!("Refused a scope call of {caller}: {error}");
+                match error {
+                    AuthnError::MalformedToken(error) => Failure::new(
+                        StatusCode::UNAUTHORIZED,
+                        format!(
+                            "Cannot parse SharedAccessSignature because of the following error - \
                          {error}"
+                        ),
                     ),
-                ),
-                error if error.is_definite() => not_authenticated(caller),
-                _ => Failure::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    format!("Cannot decide about device with Id {caller} now"),
-                ),
-            }
-        })
+                    error if error.is_definite() => not_authenticated(caller),
+                    _ => Failure::new(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        format!("Cannot decide about device with Id {caller} now"),
+                    ),
+                }
+            })
     }
 }
 
@@ -112,7 +122,9 @@ async fn devices_in_scope(
     let caller = caller(actor)?;
     let credential = credential(&caller, request.headers())?;
     let request: ScopeRequest = body(request.into_body()).await?;
-    let principal = api.authenticate(caller, credential, &request.auth_chain).await?;
+    let principal = api
+        .authenticate(caller, credential, &request.auth_chain)
+        .await?;
     let answer = answer_scope(&api.scope.current(), &principal, &request)?;
     tracing::debug!(
         "Told {} of {} devices and {} modules in scope",
@@ -133,11 +145,17 @@ async fn one_identity(
     let caller = caller(actor)?;
     let credential = credential(&caller, request.headers())?;
     let request: IdentityRequest = body(request.into_body()).await?;
-    let principal = api.authenticate(caller, credential, &request.auth_chain).await?;
+    let principal = api
+        .authenticate(caller, credential, &request.auth_chain)
+        .await?;
     let query = IdentityQuery::new(&api.scope.current(), &principal, &request)?;
     let refreshed = api.authenticator.refresh(query.refresh_query()).await;
     let answer = query.answer(&api.scope.current(), refreshed)?;
-    tracing::debug!("Told {} about {}", principal.caller(), query.refresh_query().identity);
+    tracing::debug!(
+        "Told {} about {}",
+        principal.caller(),
+        query.refresh_query().identity
+    );
     Ok(success(&answer))
 }
 
@@ -148,7 +166,9 @@ fn caller(actor: Actor) -> Result<Identity, Failure> {
         return Err(unauthorized("the path names no device and module"));
     };
     if module != EDGE_HUB_MODULE {
-        return Err(unauthorized("only $edgeHub may ask for identities in scope"));
+        return Err(unauthorized(
+            "only $edgeHub may ask for identities in scope",
+        ));
     }
     Identity::edge_hub(&device).map_err(|_| unauthorized("the path names no device"))
 }
@@ -179,8 +199,12 @@ async fn body<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
         Err(_) => return Err(bad(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
     };
     // What exactly does not fit stays out of the text: a body may have secrets in it.
-    serde_json::from_slice(&bytes)
-        .map_err(|_| bad(StatusCode::BAD_REQUEST, "the body is not JSON of the expected form"))
+    serde_json::from_slice(&bytes).map_err(|_| {
+        bad(
+            StatusCode::BAD_REQUEST,
+            "the body is not JSON of the expected form",
+        )
+    })
 }
 
 fn success(answer: &ScopeResponse) -> Response {
@@ -213,14 +237,19 @@ impl Failure {
 
 impl From<ScopeDenied> for Failure {
     fn from(denied: ScopeDenied) -> Self {
-        let status = StatusCode::from_u16(denied.status())
-            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(denied.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self::new(status, denied.to_string())
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        json(self.status, &ErrorBody { error_message: self.text })
+        json(
+            self.status,
+            &ErrorBody {
+                error_message: self.text,
+            },
+        )
     }
 }

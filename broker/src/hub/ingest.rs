@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ::metrics::Counter;
 use bytes::Bytes;
 use edgehub_proto::bag;
 use edgehub_proto::identity::Identity;
@@ -14,7 +15,6 @@ use edgehub_proto::message::{MAX_MESSAGE_BYTES, Message, Property, SystemPropert
 use edgehub_proto::stored;
 use edgehub_proto::topic::PublishTopic;
 use edgehub_storage::{Append, AppendBatch, CommitProgress, CommitTicket};
-use ::metrics::Counter;
 
 use super::Hub;
 use crate::routing::Plan;
@@ -68,7 +68,9 @@ struct Way {
 
 impl std::fmt::Debug for Way {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Way").field("plan", &self.plan).finish_non_exhaustive()
+        f.debug_struct("Way")
+            .field("plan", &self.plan)
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,23 +96,40 @@ impl Ingest {
 
     /// Takes a message: routes it and adds it to the batch, or drops it.
     pub fn take(&mut self, telemetry: Telemetry<'_>, now_ms: u64) -> Outcome {
-        let PublishTopic::Telemetry { device_id, module_id, bag } = telemetry.topic else {
+        let PublishTopic::Telemetry {
+            device_id,
+            module_id,
+            bag,
+        } = telemetry.topic
+        else {
             return self.dropped(DropReason::UnknownTopic, "");
         };
         if device_id != self.sender.device_id() || module_id != self.sender.module_id() {
             return Outcome::Foreign;
         }
-        let mut message = Message { body: telemetry.body, ..Message::default() };
+        let mut message = Message {
+            body: telemetry.body,
+            ..Message::default()
+        };
         if bag::decode_into(bag, &mut message).is_err() {
             return self.dropped(DropReason::BadProperties, "");
         }
-        for (set, key) in [(telemetry.retain, "mqtt-retain"), (telemetry.duplicate, "mqtt-dup")] {
+        for (set, key) in [
+            (telemetry.retain, "mqtt-retain"),
+            (telemetry.duplicate, "mqtt-dup"),
+        ] {
             if set {
                 let value = Some("true".to_owned());
-                message.properties.push(Property { key: key.to_owned(), value });
+                message.properties.push(Property {
+                    key: key.to_owned(),
+                    value,
+                });
             }
         }
-        let output = message.system.get(SystemProperty::OutputName).map(str::to_owned);
+        let output = message
+            .system
+            .get(SystemProperty::OutputName)
+            .map(str::to_owned);
         let way = Self::way(&mut self.ways, &self.hub, &self.sender, output);
         if message.size() > MAX_MESSAGE_BYTES {
             let label = way.label.clone();
@@ -140,7 +159,10 @@ impl Ingest {
             progress: Arc::clone(&self.progress),
             sequence: self.last_sequence,
         };
-        Some(AppendBatch { appends: std::mem::take(&mut self.batch), ticket })
+        Some(AppendBatch {
+            appends: std::mem::take(&mut self.batch),
+            ticket,
+        })
     }
 
     fn way<'a>(

@@ -116,7 +116,10 @@ impl Hub {
         }
         metrics::connect_succeeded(principal.identity(), &self.hub_host).increment(1);
         tracing::info!("New device connection for device {}", principal.identity());
-        Ok(Connected { principal, registration })
+        Ok(Connected {
+            principal,
+            registration,
+        })
     }
 
     /// Counts the end of a connection.
@@ -137,7 +140,10 @@ impl Hub {
             for (index, live) in self.registry.live().into_iter().enumerate() {
                 if let Some(error) = self.revoked(&live.claim) {
                     let reason = error.reason();
-                    tracing::info!("Closing the connection of {}: {reason}", live.claim.identity);
+                    tracing::info!(
+                        "Closing the connection of {}: {reason}",
+                        live.claim.identity
+                    );
                     live.close.cancel();
                 }
                 if index % RECHECKS_PER_TURN == RECHECKS_PER_TURN - 1 {
@@ -204,7 +210,9 @@ impl Hub {
     /// The metric label of a module's output; the number of labels is bounded, because a client
     /// chooses the names.
     fn output_label(&self, sender: &Identity, output: Option<&str>) -> String {
-        let Some(output) = output else { return String::new() };
+        let Some(output) = output else {
+            return String::new();
+        };
         let mut labels = self.output_labels.lock();
         let known = labels.entry(sender.clone()).or_default();
         if known.contains(output) || known.len() < OUTPUT_LABELS_MAX {

@@ -48,7 +48,10 @@ impl Registry {
     /// A registry for `limit` connections at once.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::new(State::default()) })
+        Arc::new(Self {
+            limit,
+            state: Mutex::new(State::default()),
+        })
     }
 
     /// Registers a connection that was authenticated. A live one of the same identity is told
@@ -65,7 +68,11 @@ impl Registry {
         let generation = state.generation;
         let identity = claim.identity.clone();
         let close = CancellationToken::new();
-        let slot = Slot { generation, close: close.clone(), claim: Arc::new(claim) };
+        let slot = Slot {
+            generation,
+            close: close.clone(),
+            claim: Arc::new(claim),
+        };
         if let Some(previous) = state.slots.insert(identity.clone(), slot) {
             previous.close.cancel();
             state.takeovers += 1;
@@ -78,7 +85,12 @@ impl Registry {
             }
         }
         metrics::connected_clients().set(count(&state));
-        Ok(Registration { registry: Arc::clone(self), identity, generation, close })
+        Ok(Registration {
+            registry: Arc::clone(self),
+            identity,
+            generation,
+            close,
+        })
     }
 
     /// How many connections are live.
@@ -95,7 +107,10 @@ impl Registry {
 
     pub(super) fn live(&self) -> Vec<Live> {
         let state = self.state.lock();
-        let live = |slot: &Slot| Live { claim: Arc::clone(&slot.claim), close: slot.close.clone() };
+        let live = |slot: &Slot| Live {
+            claim: Arc::clone(&slot.claim),
+            close: slot.close.clone(),
+        };
         state.slots.values().map(live).collect()
     }
 
@@ -110,7 +125,10 @@ impl Registry {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a gauge; exact up to 2^53 connections")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge; exact up to 2^53 connections"
+)]
 fn count(state: &State) -> f64 {
     state.slots.len() as f64
 }
@@ -147,7 +165,11 @@ mod tests {
 
     fn claim(id: &str) -> Claim {
         let identity = Identity::parse(id).unwrap();
-        Claim { identity, chain: None, credential: Credential::None }
+        Claim {
+            identity,
+            chain: None,
+            credential: Credential::None,
+        }
     }
 
     #[test]
@@ -159,7 +181,11 @@ mod tests {
         assert!(!new.closed().is_cancelled());
         assert_eq!(registry.len(), 1);
         drop(old);
-        assert_eq!(registry.len(), 1, "the end of the old one must not remove the new one");
+        assert_eq!(
+            registry.len(),
+            1,
+            "the end of the old one must not remove the new one"
+        );
         drop(new);
         assert!(registry.is_empty());
     }

@@ -57,14 +57,23 @@ async fn whoever_is_removed_disabled_or_given_other_keys_is_closed() {
     let removed = ScopeChange::Remove(vec![id("leaf1")]);
     assert_eq!(closed_by(removed, &all).await, ["leaf1", "leaf1/modB"]);
 
-    let disabled = ServiceIdentity { status: Status::Disabled, ..leaf("leaf1", "edge2") };
-    assert_eq!(closed_by(upsert(disabled), &all).await, ["leaf1", "leaf1/modB"]);
+    let disabled = ServiceIdentity {
+        status: Status::Disabled,
+        ..leaf("leaf1", "edge2")
+    };
+    assert_eq!(
+        closed_by(upsert(disabled), &all).await,
+        ["leaf1", "leaf1/modB"]
+    );
 
     let new_key = Authentication::SymmetricKey {
         primary: KeyMaterial::new(&key("leaf0", 1)),
         secondary: None,
     };
-    let rotated = ServiceIdentity { authentication: new_key, ..leaf("leaf0", "edge1") };
+    let rotated = ServiceIdentity {
+        authentication: new_key,
+        ..leaf("leaf0", "edge1")
+    };
     assert_eq!(closed_by(upsert(rotated), &all).await, ["leaf0"]);
 
     // While a module's own key is rotated its connection ends, its device's does not.
@@ -72,7 +81,10 @@ async fn whoever_is_removed_disabled_or_given_other_keys_is_closed() {
         primary: KeyMaterial::new(&key("leaf1/modB", 1)),
         secondary: None,
     };
-    let rotated = ServiceIdentity { authentication: new_key, ..module("leaf1/modB") };
+    let rotated = ServiceIdentity {
+        authentication: new_key,
+        ..module("leaf1/modB")
+    };
     assert_eq!(closed_by(upsert(rotated), &all).await, ["leaf1/modB"]);
 }
 
@@ -82,7 +94,10 @@ async fn an_edge_device_takes_along_all_below_it() {
     let below = ["leaf1", "edge3/$edgeHub"];
     let removed = ScopeChange::Remove(vec![id("edge2")]);
     assert_eq!(closed_by(removed, &all).await, below);
-    let disabled = ServiceIdentity { status: Status::Disabled, ..edge("edge2", Some("edge1")) };
+    let disabled = ServiceIdentity {
+        status: Status::Disabled,
+        ..edge("edge2", Some("edge1"))
+    };
     assert_eq!(closed_by(upsert(disabled), &all).await, below);
     // Moved below an edge device that is none of ours.
     let moved = edge("edge2", Some("elsewhere"));
@@ -101,7 +116,10 @@ async fn a_change_that_says_nothing_about_a_client_leaves_it_alone() {
         primary: KeyMaterial::new(&key("leaf0", 1)),
         secondary: old_key,
     };
-    let renewing = ServiceIdentity { authentication, ..leaf("leaf0", "edge1") };
+    let renewing = ServiceIdentity {
+        authentication,
+        ..leaf("leaf0", "edge1")
+    };
     assert_eq!(closed_by(upsert(renewing), &all).await, none);
 }
 
@@ -134,7 +152,10 @@ async fn a_claim_that_fails_takes_no_place_and_closes_nobody() {
         ..claim("leaf0")
     };
     let long_ago = NOW_S - 301;
-    for claim in [wrong(key("leaf1", 0), NOW_S + 60), wrong(key("leaf0", 0), long_ago)] {
+    for claim in [
+        wrong(key("leaf1", 0), NOW_S + 60),
+        wrong(key("leaf0", 0), long_ago),
+    ] {
         let refused = test.hub.connect(claim).await.unwrap_err();
         assert!(matches!(refused, ConnectError::Refused(error) if error.is_definite()));
     }
@@ -166,11 +187,23 @@ async fn strangers_do_not_add_series() {
     for stranger in ["nobody", "nobody2", "edge1/nobody"] {
         test.hub.connect(claim(stranger)).await.unwrap_err();
     }
-    let wrong = Claim { credential: Credential::None, ..claim("leaf0") };
+    let wrong = Claim {
+        credential: Credential::None,
+        ..claim("leaf0")
+    };
     test.hub.connect(wrong).await.unwrap_err();
     let text = handle.render();
-    let of = |id: &str| text.lines().find(|line| line.contains(&format!("id=\"{id}\"")));
-    assert!(of(UNKNOWN_ID).is_some_and(|line| line.ends_with(" 3")), "{text}");
-    assert!(of("leaf0").is_some_and(|line| line.ends_with(" 1")), "{text}");
+    let of = |id: &str| {
+        text.lines()
+            .find(|line| line.contains(&format!("id=\"{id}\"")))
+    };
+    assert!(
+        of(UNKNOWN_ID).is_some_and(|line| line.ends_with(" 3")),
+        "{text}"
+    );
+    assert!(
+        of("leaf0").is_some_and(|line| line.ends_with(" 1")),
+        "{text}"
+    );
     assert!(!text.contains("nobody"), "{text}");
 }

@@ -96,7 +96,9 @@ where
     let end = match handshake(&mut stream, &mut machine, &context).await {
         Ok(connected) => {
             let identity = connected.principal.identity().clone();
-            let end = Session::new(&mut stream, machine, connected, &context).run().await;
+            let end = Session::new(&mut stream, machine, connected, &context)
+                .run()
+                .await;
             context.hub.disconnected(&identity);
             if let ConnectionEnd::NotStored = end {
                 metrics::messages_unacknowledged(&identity).increment(1);
@@ -143,7 +145,10 @@ where
         }
     };
     let judged = match claim(&request) {
-        Ok(claim) => context.hub.connect(claim).await.map_err(|error| refusal(&error)),
+        Ok(claim) => tokio::select! {
+            judged = context.hub.connect(claim) => judged.map_err(|error| refusal(&error)),
+            () = context.stop.cancelled() => return Err(ConnectionEnd::Stopping),
+        },
         Err(refused) => Err(refused),
     };
     match judged {
@@ -165,15 +170,24 @@ where
 /// What CONNECT claims, or the code and text of the refusal (design.md D6).
 fn claim(request: &ConnectRequest) -> Result<Claim, (ConnectAckReason, String)> {
     let malformed = |text: String| (ConnectAckReason::BadUserNameOrPassword, text);
-    let user_name = request.user_name.as_deref().ok_or_else(|| malformed("no user name".into()))?;
+    let user_name = request
+        .user_name
+        .as_deref()
+        .ok_or_else(|| malformed("no user name".into()))?;
     let user_name = MqttUserName::parse(user_name).map_err(|error| malformed(error.to_string()))?;
     if user_name.identity.as_str() != request.client_id {
         let text = "the client id is not the identity of the user name".to_owned();
         return Err((ConnectAckReason::NotAuthorized, text));
     }
-    let credential =
-        request.password.clone().map_or(Credential::None, Credential::Sas);
-    Ok(Claim { identity: user_name.identity, chain: user_name.auth_chain, credential })
+    let credential = request
+        .password
+        .clone()
+        .map_or(Credential::None, Credential::Sas);
+    Ok(Claim {
+        identity: user_name.identity,
+        chain: user_name.auth_chain,
+        credential,
+    })
 }
 
 fn refusal(error: &ConnectError) -> (ConnectAckReason, String) {
@@ -215,7 +229,15 @@ where
     ) -> Self {
         let identity = connected.principal.identity().clone();
         let ingest = Ingest::new(Arc::clone(&context.hub), identity);
-        Self { stream, machine, ingest, appending: None, cut: false, connected, context }
+        Self {
+            stream,
+            machine,
+            ingest,
+            appending: None,
+            cut: false,
+            connected,
+            context,
+        }
     }
 
     async fn run(mut self) -> ConnectionEnd {
@@ -331,7 +353,9 @@ where
         if self.appending.is_some() {
             return Ok(());
         }
-        let Some(batch) = self.ingest.take_batch() else { return Ok(()) };
+        let Some(batch) = self.ingest.take_batch() else {
+            return Ok(());
+        };
         match self.context.hub.store().try_append(batch) {
             Ok(()) => Ok(()),
             Err(TryAppendError::Full(batch)) => {
@@ -418,7 +442,9 @@ async fn flush<S>(
 where
     S: AsyncWrite + Send + Unpin,
 {
-    let Some(output) = machine.output() else { return Ok(()) };
+    let Some(output) = machine.output() else {
+        return Ok(());
+    };
     let acks = machine.take_acks_written();
     if acks > 0 {
         context.acks.acks.increment(acks);

@@ -46,7 +46,11 @@ pub async fn listen(
         tasks.spawn(async move {
             // Acknowledgements are small and must not wait for one another.
             let _ = socket.set_nodelay(true);
-            let stream = match timeout(HANDSHAKE_MAX, tls.accept(socket)).await {
+            let accepted = tokio::select! {
+                accepted = timeout(HANDSHAKE_MAX, tls.accept(socket)) => accepted,
+                () = context.stop.cancelled() => return,
+            };
+            let stream = match accepted {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return handshake_failed(peer, &error),
                 Err(_) => return handshake_failed(peer, &io::ErrorKind::TimedOut.into()),

@@ -23,6 +23,7 @@ use ntex_mqtt::v3::codec::{
     Codec, ConnectAck, ConnectAckReason, Decoded, Encoded, Packet, Publish, SubscribeReturnCode,
 };
 
+pub use super::event::{CloseReason, ConnectRequest, Event, Incoming};
 use super::limits::{
     CONNECT_BYTES_MAX, FILTERS_MAX, PACKET_BYTES_MAX, PROGRESS_BYTES_MIN, PUBLISH_OVERHEAD_BYTES,
     UNCOMMITTED_BYTES_MAX,
@@ -36,102 +37,6 @@ pub struct Timing {
     pub connect_max: Duration,
     /// Upper bound of the idle time; also that of keep-alive 0 (design.md D16).
     pub keep_alive_max: Duration,
-}
-
-/// What the client said about itself in CONNECT.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ConnectRequest {
-    /// The client id, not empty.
-    pub client_id: String,
-    /// The user name, when there is one.
-    pub user_name: Option<String>,
-    /// The password, when there is one that is UTF-8; a token.
-    pub password: Option<String>,
-    /// Clean session.
-    pub clean_session: bool,
-}
-
-impl std::fmt::Debug for ConnectRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConnectRequest")
-            .field("client_id", &self.client_id)
-            .field("user_name", &self.user_name)
-            .field("password", &self.password.as_ref().map(|_| "***"))
-            .field("clean_session", &self.clean_session)
-            .finish()
-    }
-}
-
-/// One publish of the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Incoming {
-    /// Number of this publish on this connection, from 1. It is what [`Machine::committed`] and
-    /// [`Machine::dropped`] are told.
-    pub sequence: u64,
-    /// Whether the client waits for a PUBACK.
-    pub acknowledged: bool,
-    /// DUP bit.
-    pub duplicate: bool,
-    /// RETAIN bit.
-    pub retain: bool,
-    /// Topic, without wildcards, not empty.
-    pub topic: ntex_bytes::ByteString,
-    /// Payload: a slice of the read buffer, to be copied once into what is stored.
-    pub payload: Bytes,
-}
-
-/// What the driver has to do.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Authenticate, then [`Machine::accept`] or [`Machine::refuse`]. Nothing else comes until
-    /// then.
-    Connect(Box<ConnectRequest>),
-    /// Store it and call [`Machine::committed`] then, or drop it and call [`Machine::dropped`].
-    Publish(Incoming),
-    /// Write what is in the output, then close the connection.
-    Close(CloseReason),
-}
-
-/// Why a connection ends. A variant is a diagnosis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CloseReason {
-    /// DISCONNECT.
-    #[error("the client disconnected")]
-    Disconnected,
-    /// CONNECT was answered with a code other than 0.
-    #[error("the connection was refused")]
-    Refused,
-    /// No CONNECT in time.
-    #[error("no CONNECT arrived in time")]
-    ConnectTimeout,
-    /// Nothing arrived for 1.5 times the keep-alive.
-    #[error("the keep-alive time passed without a packet")]
-    KeepAlive,
-    /// The first packet was not CONNECT.
-    #[error("the first packet is not CONNECT")]
-    FirstPacket,
-    /// A second CONNECT.
-    #[error("a second CONNECT on one connection")]
-    SecondConnect,
-    /// A protocol level other than 4 (answered with CONNACK 1).
-    #[error("the protocol level is not 4")]
-    ProtocolLevel,
-    /// The bytes are not MQTT 3.1.1.
-    #[error("malformed packet: {0}")]
-    Malformed(&'static str),
-    /// A packet over the limit.
-    #[error("packet larger than the limit")]
-    TooLarge,
-    /// An answer could not be encoded: a fault of ours.
-    #[error("an answer could not be encoded")]
-    Unanswerable,
-    /// A packet that only a server sends, or of QoS 2.
-    #[error("a packet that a client must not send: {0}")]
-    Unexpected(&'static str),
-    /// QoS 2 (spec/mqtt.md 13.2).
-    #[error("QoS 2 is not supported")]
-    QoS2,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -214,9 +119,7 @@ impl Machine {
     #[must_use]
     pub fn wants_input(&self) -> bool {
         match self.state {
-            State::AwaitingConnect | State::Connected => {
-                self.pending_bytes < UNCOMMITTED_BYTES_MAX
-            }
+            State::AwaitingConnect | State::Connected => self.pending_bytes < UNCOMMITTED_BYTES_MAX,
             // What arrives while CONNECT is decided waits, up to one read.
             State::Deciding => self.input.is_empty(),
             State::Closed => false,
@@ -272,14 +175,22 @@ impl Machine {
 
     /// Answers CONNECT with another code; the connection is to be closed after the output.
     pub fn refuse(&mut self, code: ConnectAckReason) {
-        self.encode(Packet::ConnectAck(ConnectAck { return_code: code, session_present: false }));
+        self.encode(Packet::ConnectAck(ConnectAck {
+            return_code: code,
+            session_present: false,
+        }));
         self.state = State::Closed;
     }
 
     /// A publish needs no commit; its PUBACK leaves when its turn comes.
     pub fn dropped(&mut self, sequence: u64) {
         // The newest is the one that was just handed out, as a rule.
-        if let Some(entry) = self.pending.iter_mut().rev().find(|p| p.sequence == sequence) {
+        if let Some(entry) = self
+            .pending
+            .iter_mut()
+            .rev()
+            .find(|p| p.sequence == sequence)
+        {
             entry.ready = true;
         }
         self.release(0);
@@ -292,7 +203,11 @@ impl Machine {
 
     /// Takes the bytes to write.
     pub fn output(&mut self) -> Option<ntex_bytes::Bytes> {
-        if self.output.is_empty() { None } else { Some(self.output.freeze()) }
+        if self.output.is_empty() {
+            None
+        } else {
+            Some(self.output.freeze())
+        }
     }
 
     /// Whether there are bytes to write.
@@ -363,11 +278,10 @@ impl Machine {
             Ok(Some(Decoded::Packet(Packet::Connect(connect), _))) => {
                 self.keep_alive = idle_limit(connect.keep_alive, self.timing.keep_alive_max);
                 self.state = State::Deciding;
-                let password = match connect.password {
-                    None => None,
-                    // A token is ASCII: what is not UTF-8 cannot be one, and is judged as such.
-                    Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-                };
+                // A token is ASCII: what is not UTF-8 cannot be one, and is judged as such.
+                let password = connect
+                    .password
+                    .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
                 Ok(Step::Event(Event::Connect(Box::new(ConnectRequest {
                     client_id: connect.client_id.to_string(),
                     user_name: connect.username.map(|name| name.to_string()),
@@ -385,8 +299,11 @@ impl Machine {
             return Ok(Step::Starved);
         }
         let input = self.input.as_ref();
-        let strict::Frame::Complete { first, body, length } =
-            strict::frame(input, PACKET_BYTES_MAX as usize)?
+        let strict::Frame::Complete {
+            first,
+            body,
+            length,
+        } = strict::frame(input, PACKET_BYTES_MAX as usize)?
         else {
             return Ok(Step::Starved);
         };
@@ -398,7 +315,11 @@ impl Machine {
             _ => {}
         }
         // The packet is complete, so the codec hands it out whole.
-        match self.codec.decode(&mut self.input).map_err(|e| malformed(&e))? {
+        match self
+            .codec
+            .decode(&mut self.input)
+            .map_err(|e| malformed(&e))?
+        {
             Some(Decoded::Publish(publish, payload, _)) => {
                 strict::publish(&publish)?;
                 Ok(Step::Event(self.incoming(publish, payload)))
@@ -418,7 +339,10 @@ impl Machine {
                 strict::no_body(size)?;
                 return Ok(Step::Event(Event::Close(CloseReason::Disconnected)));
             }
-            Packet::Subscribe { packet_id, topic_filters } => {
+            Packet::Subscribe {
+                packet_id,
+                topic_filters,
+            } => {
                 let filters = topic_filters.iter().map(|(filter, _)| filter.as_ref());
                 let count = strict::filters(filters, FILTERS_MAX)?;
                 // Sessions and deliveries come with the MQTT issue: until then nothing may
@@ -426,7 +350,10 @@ impl Machine {
                 let status = vec![SubscribeReturnCode::Failure; count];
                 self.encode(Packet::SubscribeAck { packet_id, status });
             }
-            Packet::Unsubscribe { packet_id, topic_filters } => {
+            Packet::Unsubscribe {
+                packet_id,
+                topic_filters,
+            } => {
                 strict::filters(topic_filters.iter().map(AsRef::as_ref), FILTERS_MAX)?;
                 self.encode(Packet::UnsubscribeAck { packet_id });
             }
@@ -449,8 +376,17 @@ impl Machine {
         self.next_sequence += 1;
         let bytes = payload.len() + publish.topic.len() + PUBLISH_OVERHEAD_BYTES;
         self.pending_bytes += bytes;
-        let packet_id = if publish.qos == QoS::AtMostOnce { None } else { publish.packet_id };
-        self.pending.push_back(Pending { sequence, packet_id, bytes, ready: false });
+        let packet_id = if publish.qos == QoS::AtMostOnce {
+            None
+        } else {
+            publish.packet_id
+        };
+        self.pending.push_back(Pending {
+            sequence,
+            packet_id,
+            bytes,
+            ready: false,
+        });
         Event::Publish(Incoming {
             sequence,
             acknowledged: packet_id.is_some(),
@@ -481,7 +417,10 @@ impl Machine {
     fn encode(&mut self, packet: Packet) {
         // Packets of this size and shape cannot fail to encode. A failure would be a bug of the
         // codec; the connection ends then, because the peer would wait in vain.
-        if let Err(error) = self.codec.encodev(Encoded::Packet(packet), &mut self.output) {
+        if let Err(error) = self
+            .codec
+            .encodev(Encoded::Packet(packet), &mut self.output)
+        {
             tracing::error!("an MQTT packet could not be encoded: {error:?}");
             self.unanswerable = true;
         }

@@ -15,7 +15,11 @@ use super::test_packets::*;
 #[derive(Clone, Debug)]
 enum Sent {
     Ping,
-    Publish { id: Option<u16>, size: usize, dropped: bool },
+    Publish {
+        id: Option<u16>,
+        size: usize,
+        dropped: bool,
+    },
     StrayAck(u16),
     Subscribe(u16, usize),
     Unsubscribe(u16),
@@ -26,7 +30,9 @@ impl Sent {
         match self {
             Self::Ping => PINGREQ.to_vec(),
             Self::Publish { id: None, size, .. } => publish0("t", &vec![1; *size]),
-            Self::Publish { id: Some(id), size, .. } => publish1("t", *id, &vec![1; *size]),
+            Self::Publish {
+                id: Some(id), size, ..
+            } => publish1("t", *id, &vec![1; *size]),
             Self::StrayAck(id) => ack(0x40, *id),
             Self::Subscribe(id, count) => subscribe(*id, &vec![("a/#", 1); *count]),
             Self::Unsubscribe(id) => unsubscribe(*id, &["a/#"]),
@@ -35,7 +41,11 @@ impl Sent {
 }
 
 fn sent(size_max: usize) -> impl Strategy<Value = Sent> {
-    let publish = (proptest::option::weighted(0.8, 1u16..20), 0..size_max, any::<bool>());
+    let publish = (
+        proptest::option::weighted(0.8, 1u16..20),
+        0..size_max,
+        any::<bool>(),
+    );
     prop_oneof![
         6 => publish.prop_map(|(id, size, dropped)| Sent::Publish { id, size, dropped }),
         2 => Just(Sent::Ping),
@@ -111,16 +121,28 @@ impl Model {
         let mut events = VecDeque::new();
         // As the driver does: each event is dealt with before the next is asked for.
         while let Some(event) = self.peer.machine.poll() {
-            let Event::Publish(publish) = event else { panic!("{event:?}") };
+            let Event::Publish(publish) = event else {
+                panic!("{event:?}")
+            };
             self.packets_before_publish(&mut expected);
             let (_, packet) = self.sent.pop_front().expect("a publish that was sent");
-            let Sent::Publish { id, size, dropped } = packet else { panic!("{packet:?}") };
-            assert_eq!((publish.sequence, publish.payload.len()), (self.next_sequence, size));
+            let Sent::Publish { id, size, dropped } = packet else {
+                panic!("{packet:?}")
+            };
+            assert_eq!(
+                (publish.sequence, publish.payload.len()),
+                (self.next_sequence, size)
+            );
             assert_eq!(publish.acknowledged, id.is_some());
             self.next_sequence += 1;
             let bytes = size + 1 + PUBLISH_OVERHEAD_BYTES;
             let sequence = publish.sequence;
-            self.waiting.push_back(Handed { sequence, id, bytes, dropped });
+            self.waiting.push_back(Handed {
+                sequence,
+                id,
+                bytes,
+                dropped,
+            });
             if dropped {
                 self.peer.machine.dropped(sequence);
                 self.acknowledge(&mut expected);
@@ -128,13 +150,19 @@ impl Model {
             events.push_back(publish);
         }
         self.packets_before_publish(&mut expected);
-        let behind = self.sent.front().is_some_and(|(end, _)| *end <= self.received);
+        let behind = self
+            .sent
+            .front()
+            .is_some_and(|(end, _)| *end <= self.received);
         assert!(
             !behind || self.waiting_bytes() >= UNCOMMITTED_BYTES_MAX,
             "a whole packet waits though there is room: {:?}",
             self.sent.front()
         );
-        assert_eq!(self.peer.machine.wants_input(), self.waiting_bytes() < UNCOMMITTED_BYTES_MAX);
+        assert_eq!(
+            self.peer.machine.wants_input(),
+            self.waiting_bytes() < UNCOMMITTED_BYTES_MAX
+        );
         if let Some(share) = commits
             && self.next_sequence > self.committed + 1
         {
@@ -172,8 +200,9 @@ impl Model {
 
     /// Everything at the head that needs no commit, or has it, is acknowledged; nothing else.
     fn acknowledge(&mut self, expected: &mut Vec<Packet>) {
-        while let Some(handed) =
-            self.waiting.pop_front_if(|h| h.dropped || h.sequence <= self.committed)
+        while let Some(handed) = self
+            .waiting
+            .pop_front_if(|h| h.dropped || h.sequence <= self.committed)
         {
             if let Some(id) = handed.id {
                 expected.push(Packet::PubAck(mqttbytes::v4::PubAck::new(id)));
@@ -184,7 +213,10 @@ impl Model {
     /// Reads the whole stream in the given turns, then without pause, then commits the rest.
     fn run(mut self, stream: &[u8], turns: &[Turn]) {
         let mut rest = stream;
-        let endless = Turn { read: 65_536, commits: None };
+        let endless = Turn {
+            read: 65_536,
+            commits: None,
+        };
         let last = std::iter::repeat(&endless);
         for turn in turns.iter().chain(last) {
             if rest.is_empty() {

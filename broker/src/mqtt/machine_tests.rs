@@ -1,14 +1,9 @@
 //! The machine packet by packet: acknowledgements, every packet in every state, malformed
-//! packets, limits and times (testing.md S4, S5, S12; spec/mqtt.md 2, 7, 8, 9).
-
-use std::time::Duration;
+//! packets, packets in pieces (testing.md S4, S5; spec/mqtt.md 2, 7, 8, 9).
 
 use mqttbytes::v4::{ConnectReturnCode, Packet, SubscribeReasonCode};
 use ntex_mqtt::v3::codec::ConnectAckReason;
 
-use super::limits::{
-    CONNECT_BYTES_MAX, FILTERS_MAX, PACKET_BYTES_MAX, PROGRESS_BYTES_MIN, UNCOMMITTED_BYTES_MAX,
-};
 use super::machine::{CloseReason, Event};
 use super::test_packets::*;
 
@@ -30,9 +25,15 @@ fn connack(peer: &mut Peer) -> ConnectReturnCode {
 #[test]
 fn acks_wait_for_their_commit_and_keep_the_order_of_arrival() {
     let mut peer = Peer::connected(60);
-    let stream: Vec<u8> = [7, 3, 9].iter().flat_map(|id| publish1(TOPIC, *id, b"x")).collect();
+    let stream: Vec<u8> = [7, 3, 9]
+        .iter()
+        .flat_map(|id| publish1(TOPIC, *id, b"x"))
+        .collect();
     let publishes = peer.publishes(&stream);
-    assert_eq!(publishes.iter().map(|p| p.sequence).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(
+        publishes.iter().map(|p| p.sequence).collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
     assert!(peer.acked().is_empty());
     peer.machine.committed(2);
     assert_eq!(peer.acked(), [7, 3]);
@@ -92,12 +93,19 @@ fn pings_and_subscriptions_never_wait_for_commits() {
     let mut peer = Peer::connected(60);
     let mut stream = publish1(TOPIC, 1, b"x");
     stream.extend(PINGREQ);
-    stream.extend(subscribe(2, &[("$iothub/methods/POST/#", 0), ("a/+/b", 1), ("#", 2)]));
+    stream.extend(subscribe(
+        2,
+        &[("$iothub/methods/POST/#", 0), ("a/+/b", 1), ("#", 2)],
+    ));
     stream.extend(unsubscribe(3, &["a/+/b"]));
     stream.extend(publish1(TOPIC, 4, b"x"));
     assert_eq!(peer.publishes(&stream).len(), 2);
     let answers = peer.answers();
-    let [Packet::PingResp, Packet::SubAck(suback), Packet::UnsubAck(unsuback)] = &answers[..]
+    let [
+        Packet::PingResp,
+        Packet::SubAck(suback),
+        Packet::UnsubAck(unsuback),
+    ] = &answers[..]
     else {
         panic!("{answers:?}");
     };
@@ -116,7 +124,10 @@ fn nothing_is_acknowledged_after_the_end() {
         events[..],
         [Event::Publish(_), Event::Close(CloseReason::Disconnected)]
     ));
-    assert!(peer.feed(&PINGREQ).is_empty(), "the rest of the stream is discarded");
+    assert!(
+        peer.feed(&PINGREQ).is_empty(),
+        "the rest of the stream is discarded"
+    );
     peer.machine.committed(1);
     assert!(peer.answers().is_empty());
     assert!(!peer.machine.wants_input());
@@ -132,7 +143,11 @@ fn every_packet() -> Vec<(&'static str, Vec<u8>, Option<CloseReason>)> {
         ("CONNACK", packet(0x20, &[0, 0]), unexpected("CONNACK")),
         ("PUBLISH 0", publish0(TOPIC, b"x"), None),
         ("PUBLISH 1", publish1(TOPIC, 1, b"x"), None),
-        ("PUBLISH 2", publish_with(0x34, TOPIC, 1, b"x"), Some(CloseReason::QoS2)),
+        (
+            "PUBLISH 2",
+            publish_with(0x34, TOPIC, 1, b"x"),
+            Some(CloseReason::QoS2),
+        ),
         ("PUBACK", ack(0x40, 1), None),
         ("PUBREC", ack(0x50, 1), unexpected("PUBREC")),
         ("PUBREL", ack(0x62, 1), unexpected("PUBREL")),
@@ -143,7 +158,11 @@ fn every_packet() -> Vec<(&'static str, Vec<u8>, Option<CloseReason>)> {
         ("UNSUBACK", ack(0xb0, 1), unexpected("UNSUBACK")),
         ("PINGREQ", PINGREQ.to_vec(), None),
         ("PINGRESP", vec![0xd0, 0], unexpected("PINGRESP")),
-        ("DISCONNECT", DISCONNECT.to_vec(), Some(CloseReason::Disconnected)),
+        (
+            "DISCONNECT",
+            DISCONNECT.to_vec(),
+            Some(CloseReason::Disconnected),
+        ),
     ]
 }
 
@@ -192,7 +211,11 @@ fn after_a_refusal_nothing_is_processed() {
         peer.feed(&bytes);
         peer.machine.refuse(ConnectAckReason::NotAuthorized);
         assert!(peer.events().is_empty(), "{name}");
-        assert_eq!(connack(&mut peer), ConnectReturnCode::NotAuthorized, "{name}");
+        assert_eq!(
+            connack(&mut peer),
+            ConnectReturnCode::NotAuthorized,
+            "{name}"
+        );
         assert!(!peer.machine.wants_input());
         peer.machine.accept(false, peer.now);
         assert!(peer.answers().is_empty(), "a refusal cannot be taken back");
@@ -205,8 +228,14 @@ fn every_packet_does_in_a_session_what_the_contract_says() {
         let mut peer = Peer::connected(60);
         let events = peer.feed(&bytes);
         assert_eq!(closed(&events), then, "{name}");
-        let handed_out = events.iter().any(|event| matches!(event, Event::Publish(_)));
-        assert_eq!(handed_out, matches!(name, "PUBLISH 0" | "PUBLISH 1"), "{name}");
+        let handed_out = events
+            .iter()
+            .any(|event| matches!(event, Event::Publish(_)));
+        assert_eq!(
+            handed_out,
+            matches!(name, "PUBLISH 0" | "PUBLISH 1"),
+            "{name}"
+        );
         assert_eq!(
             peer.answers().len(),
             usize::from(matches!(name, "SUBSCRIBE" | "UNSUBSCRIBE" | "PINGREQ")),
@@ -217,7 +246,10 @@ fn every_packet_does_in_a_session_what_the_contract_says() {
 
 #[test]
 fn a_later_packet_of_a_closed_stream_has_no_effect() {
-    for (_, bytes, then) in every_packet().into_iter().filter(|(.., then)| then.is_some()) {
+    for (_, bytes, then) in every_packet()
+        .into_iter()
+        .filter(|(.., then)| then.is_some())
+    {
         let mut peer = Peer::connected(60);
         let stream = [bytes, publish1(TOPIC, 1, b"x"), PINGREQ.to_vec()].concat();
         assert_eq!(peer.feed(&stream), [Event::Close(then.unwrap())]);
@@ -231,16 +263,40 @@ fn a_later_packet_of_a_closed_stream_has_no_effect() {
 fn what_is_not_mqtt_closes_and_leaves_nothing_behind() {
     let cases: Vec<(Vec<u8>, CloseReason)> = vec![
         (publish1("", 1, b"x"), malformed("empty topic")),
-        (publish1("a/+", 1, b"x"), malformed("wildcard or NUL in a topic")),
-        (publish1("+a", 1, b"x"), malformed("wildcard or NUL in a topic")),
-        (publish0("a/#", b"x"), malformed("wildcard or NUL in a topic")),
-        (publish1("a\0b", 1, b"x"), malformed("wildcard or NUL in a topic")),
-        (publish_with(0x32, b"a\xff", 1, b"x"), malformed("text is not UTF-8")),
+        (
+            publish1("a/+", 1, b"x"),
+            malformed("wildcard or NUL in a topic"),
+        ),
+        (
+            publish1("+a", 1, b"x"),
+            malformed("wildcard or NUL in a topic"),
+        ),
+        (
+            publish0("a/#", b"x"),
+            malformed("wildcard or NUL in a topic"),
+        ),
+        (
+            publish1("a\0b", 1, b"x"),
+            malformed("wildcard or NUL in a topic"),
+        ),
+        (
+            publish_with(0x32, b"a\xff", 1, b"x"),
+            malformed("text is not UTF-8"),
+        ),
         // A surrogate in UTF-8 (MQTT-1.5.3-1).
-        (publish_with(0x32, b"a\xed\xa0\x80", 1, b"x"), malformed("text is not UTF-8")),
+        (
+            publish_with(0x32, b"a\xed\xa0\x80", 1, b"x"),
+            malformed("text is not UTF-8"),
+        ),
         (publish1("a", 0, b"x"), malformed("packet")),
-        (publish_with(0x36, "a", 1, b"x"), malformed("fixed header flags")),
-        (publish_with(0x38, "a", 0, b"x"), malformed("fixed header flags")),
+        (
+            publish_with(0x36, "a", 1, b"x"),
+            malformed("fixed header flags"),
+        ),
+        (
+            publish_with(0x38, "a", 0, b"x"),
+            malformed("fixed header flags"),
+        ),
         // The topic, and then the packet id, lie beyond the packet.
         (packet(0x30, &[0xff, 0xff, b'a']), malformed("length")),
         (packet(0x30, &[0, 2, b'a']), malformed("length")),
@@ -250,10 +306,16 @@ fn what_is_not_mqtt_closes_and_leaves_nothing_behind() {
         (subscribe(0, &[("a", 0)]), malformed("packet")),
         (subscribe(1, &[]), malformed("no topic filter")),
         (subscribe(1, &[("", 0)]), malformed("topic filter")),
-        (subscribe(1, &[("a", 0), ("a#", 0)]), malformed("topic filter")),
+        (
+            subscribe(1, &[("a", 0), ("a#", 0)]),
+            malformed("topic filter"),
+        ),
         (subscribe(1, &[("a", 3)]), malformed("SUBSCRIBE options")),
         (subscribe(1, &[("a", 0x80)]), malformed("SUBSCRIBE options")),
-        (packet(0x80, &[0, 1, 0, 1, b'a', 0]), malformed("fixed header flags")),
+        (
+            packet(0x80, &[0, 1, 0, 1, b'a', 0]),
+            malformed("fixed header flags"),
+        ),
         (packet(0x82, &[0, 1, 0, 1, b'a']), malformed("length")),
         (packet(0x82, &[0]), malformed("length")),
         (unsubscribe(0, &["a"]), malformed("packet")),
@@ -267,7 +329,10 @@ fn what_is_not_mqtt_closes_and_leaves_nothing_behind() {
         (packet(0x40, &[0, 0]), malformed("packet")),
         (packet(0x00, &[]), malformed("packet type")),
         (packet(0xf0, &[]), malformed("packet type")),
-        (vec![0x30, 0x80, 0x80, 0x80, 0x80, 0x01], malformed("remaining length")),
+        (
+            vec![0x30, 0x80, 0x80, 0x80, 0x80, 0x01],
+            malformed("remaining length"),
+        ),
     ];
     for (bytes, reason) in cases {
         let mut peer = Peer::connected(60);
@@ -279,7 +344,15 @@ fn what_is_not_mqtt_closes_and_leaves_nothing_behind() {
 
 #[test]
 fn topics_of_our_own_and_odd_ones_are_for_the_driver_to_judge() {
-    for topic in ["$SYS/x", "$internal", "$edgehub/x", "/", "a//b", "\u{feff}a", &"/".repeat(65_535)] {
+    for topic in [
+        "$SYS/x",
+        "$internal",
+        "$edgehub/x",
+        "/",
+        "a//b",
+        "\u{feff}a",
+        &"/".repeat(65_535),
+    ] {
         let mut peer = Peer::connected(60);
         let publishes = peer.publishes(&publish1(topic, 1, b"x"));
         assert_eq!(&publishes[0].topic[..], topic);
@@ -291,7 +364,11 @@ fn connect_is_answered_or_closed_as_the_contract_says() {
     let mut level5 = connect(60);
     level5[8] = 5;
     let cases = [
-        (level5, CloseReason::ProtocolLevel, ConnectReturnCode::RefusedProtocolVersion),
+        (
+            level5,
+            CloseReason::ProtocolLevel,
+            ConnectReturnCode::RefusedProtocolVersion,
+        ),
         (
             connect_with(0x02, 60, &[field("")]),
             CloseReason::Refused,
@@ -309,8 +386,14 @@ fn connect_is_answered_or_closed_as_the_contract_says() {
         assert_eq!(connack(&mut peer), code);
     }
     let mut silent = vec![
-        packet(0x10, &[field("MQIsdp"), vec![3, 2, 0, 60], field("d")].concat()),
-        packet(0x10, &[field("mqtt"), vec![4, 2, 0, 60], field("d")].concat()),
+        packet(
+            0x10,
+            &[field("MQIsdp"), vec![3, 2, 0, 60], field("d")].concat(),
+        ),
+        packet(
+            0x10,
+            &[field("mqtt"), vec![4, 2, 0, 60], field("d")].concat(),
+        ),
         connect_with(0x02, 60, &[field("d"), vec![0]]),
         connect_with(0x02, 60, &[field("d\0")]),
         connect_with(0x02, 60, &[field(b"\xff")]),
@@ -327,7 +410,10 @@ fn connect_is_answered_or_closed_as_the_contract_says() {
     for bytes in silent {
         let mut peer = Peer::new();
         let events = peer.feed(&bytes);
-        assert!(matches!(events[..], [Event::Close(CloseReason::Malformed(_))]), "{bytes:02x?}");
+        assert!(
+            matches!(events[..], [Event::Close(CloseReason::Malformed(_))]),
+            "{bytes:02x?}"
+        );
         assert!(peer.answers().is_empty());
     }
 }
@@ -335,9 +421,17 @@ fn connect_is_answered_or_closed_as_the_contract_says() {
 #[test]
 fn connect_hands_out_what_it_says() {
     let mut peer = Peer::new();
-    let will = [field("d1"), field("t"), field([0u8; 300]), field("user"), field("token")];
+    let will = [
+        field("d1"),
+        field("t"),
+        field([0u8; 300]),
+        field("user"),
+        field("token"),
+    ];
     let events = peer.feed(&connect_with(0xee, 60, &will));
-    let [Event::Connect(request)] = &events[..] else { panic!("{events:?}") };
+    let [Event::Connect(request)] = &events[..] else {
+        panic!("{events:?}")
+    };
     assert_eq!(request.client_id, "d1");
     assert_eq!(request.user_name.as_deref(), Some("user"));
     assert_eq!(request.password.as_deref(), Some("token"));
@@ -345,95 +439,16 @@ fn connect_hands_out_what_it_says() {
     assert!(!format!("{request:?}").contains("token"));
 
     let mut peer = Peer::new();
-    let events = peer.feed(&connect_with(0xc0, 60, &[field("d1"), field("u"), field("")]));
-    let [Event::Connect(request)] = &events[..] else { panic!("{events:?}") };
+    let events = peer.feed(&connect_with(
+        0xc0,
+        60,
+        &[field("d1"), field("u"), field("")],
+    ));
+    let [Event::Connect(request)] = &events[..] else {
+        panic!("{events:?}")
+    };
     assert_eq!(request.password, None, "an empty password is none");
     assert!(!request.clean_session);
-}
-
-// Limits
-
-#[test]
-fn a_packet_over_the_limit_closes_before_it_arrives() {
-    let length = PACKET_BYTES_MAX + 1;
-    let digits = |shift: u32| u8::try_from((length >> shift) & 0x7f).unwrap();
-    let header = [0x32, digits(0) | 0x80, digits(7) | 0x80, digits(14)];
-    assert_eq!(length >> 21, 0, "three digits hold the length");
-    let mut peer = Peer::connected(60);
-    assert_eq!(peer.feed(&header), [Event::Close(CloseReason::TooLarge)]);
-
-    let mut peer = Peer::new();
-    assert_eq!(
-        peer.feed(&[0x10, 0xff, 0xff, 0xff, 0x7f]),
-        [Event::Close(CloseReason::TooLarge)]
-    );
-    let over = field(vec![b'u'; 65_535]);
-    let too_large = connect_with(0xc0, 60, &[field("d"), over.clone(), over]);
-    assert!(too_large.len() > CONNECT_BYTES_MAX);
-    let mut peer = Peer::new();
-    assert_eq!(closed(&peer.feed(&too_large)), Some(CloseReason::TooLarge));
-}
-
-#[test]
-fn the_largest_packet_is_taken() {
-    let topic = "t".repeat(65_535);
-    let payload = vec![7; PACKET_BYTES_MAX as usize - 65_535 - 4];
-    let bytes = publish1(&topic, 1, &payload);
-    let mut peer = Peer::connected(60);
-    let mut publishes = Vec::new();
-    for part in bytes.chunks(65_536) {
-        assert!(peer.machine.wants_input());
-        publishes.extend(peer.publishes(part));
-    }
-    assert_eq!(publishes.len(), 1);
-    assert_eq!(publishes[0].payload.len(), payload.len());
-}
-
-#[test]
-fn filters_of_one_packet_are_counted() {
-    let at_limit = vec![("a", 1); FILTERS_MAX];
-    let mut peer = Peer::connected(60);
-    assert!(peer.feed(&subscribe(1, &at_limit)).is_empty());
-    let answers = peer.answers();
-    assert!(matches!(&answers[..], [Packet::SubAck(ack)] if ack.return_codes.len() == FILTERS_MAX));
-    let over = vec![("a", 1); FILTERS_MAX + 1];
-    let reason = malformed("too many topic filters");
-    assert_eq!(peer.feed(&subscribe(1, &over)), [Event::Close(reason)]);
-}
-
-#[test]
-fn the_byte_limit_stops_reading_and_the_commit_starts_it_again() {
-    let mut peer = Peer::connected(60);
-    let payload = vec![1; 65_000];
-    let mut id = 0;
-    // What arrives together with the publish that reaches the limit waits behind it.
-    while peer.machine.wants_input() {
-        id += 1;
-        let stream = [PINGREQ.to_vec(), publish1("t", id, &payload), PINGREQ.to_vec()].concat();
-        peer.publishes(&stream);
-        let pings = if peer.machine.wants_input() { 2 } else { 1 };
-        assert_eq!(peer.answers(), vec![Packet::PingResp; pings], "{id}");
-        assert!(id < 100);
-    }
-    let bytes = usize::from(id) * payload.len();
-    assert!((UNCOMMITTED_BYTES_MAX - 65_536..UNCOMMITTED_BYTES_MAX + 65_536).contains(&bytes));
-    peer.machine.committed(1);
-    assert!(peer.machine.wants_input());
-    assert!(peer.events().is_empty());
-    assert_eq!(peer.answers().len(), 2, "the PUBACK and the ping that waited");
-    peer.machine.committed(u64::from(id));
-    assert_eq!(peer.acked(), (2..=id).collect::<Vec<_>>());
-}
-
-#[test]
-fn many_small_publishes_reach_the_byte_limit_too() {
-    let mut peer = Peer::connected(60);
-    let mut count = 0;
-    while peer.machine.wants_input() {
-        count += peer.publishes(&publish0("t", b"")).len();
-        assert!(count < 10_000);
-    }
-    assert_eq!(count, peer.machine.in_flight());
 }
 
 #[test]
@@ -471,100 +486,4 @@ fn one_byte_at_a_time_makes_no_difference() {
     assert_eq!(run(stream.chunks(1).collect()), whole);
     let (head, tail) = stream.split_at(after_connect + 1);
     assert_eq!(run(vec![head, tail]), whole);
-}
-
-// Times
-
-#[test]
-fn connect_must_be_complete_in_time_however_it_dribbles() {
-    let mut peer = Peer::new();
-    let connect = connect(60);
-    for byte in &connect[..6] {
-        peer.pass(Duration::from_secs(9));
-        assert_eq!(peer.machine.expired(peer.now), None);
-        assert!(peer.feed(&[*byte]).is_empty());
-    }
-    assert_eq!(peer.machine.deadline(), peer.now + Duration::from_secs(6));
-    peer.pass(Duration::from_secs(6));
-    assert_eq!(peer.machine.expired(peer.now), Some(CloseReason::ConnectTimeout));
-}
-
-#[test]
-fn silence_ends_at_one_and_a_half_keep_alives() {
-    for (keep_alive, limit_ms) in [
-        (1, 1_500),
-        (60, 90_000),
-        (1_178, 1_767_000),
-        (1_179, 1_767_000),
-        (65_535, 1_767_000),
-        (0, 1_767_000),
-    ] {
-        let mut peer = Peer::connected(keep_alive);
-        let limit = Duration::from_millis(limit_ms);
-        assert_eq!(peer.machine.deadline(), peer.now + limit, "{keep_alive}");
-        peer.pass(limit - Duration::from_millis(1));
-        assert_eq!(peer.machine.expired(peer.now), None, "{keep_alive}");
-        peer.feed(&PINGREQ);
-        peer.pass(limit - Duration::from_millis(1));
-        assert_eq!(peer.machine.expired(peer.now), None, "a packet starts it again");
-        peer.pass(Duration::from_millis(1));
-        assert_eq!(peer.machine.expired(peer.now), Some(CloseReason::KeepAlive), "{keep_alive}");
-    }
-}
-
-#[test]
-fn what_we_send_is_no_sign_of_the_clients_life() {
-    let mut peer = Peer::connected(60);
-    peer.publishes(&publish1(TOPIC, 1, b"x"));
-    peer.pass(Duration::from_secs(80));
-    peer.machine.committed(1);
-    assert_eq!(peer.acked(), [1]);
-    peer.pass(Duration::from_secs(10));
-    assert_eq!(peer.machine.expired(peer.now), Some(CloseReason::KeepAlive));
-}
-
-#[test]
-fn a_dribble_of_bytes_is_no_packet_but_a_large_one_on_its_way_counts() {
-    let bytes = publish1(TOPIC, 1, &[1; 4_000]);
-    let survives = |part: usize| {
-        let mut peer = Peer::connected(10);
-        for part in bytes.chunks(part).take(20) {
-            peer.pass(Duration::from_secs(10));
-            if peer.machine.expired(peer.now).is_some() {
-                return false;
-            }
-            peer.feed(part);
-        }
-        true
-    };
-    assert!(survives(PROGRESS_BYTES_MIN));
-    assert!(!survives(1));
-}
-
-#[test]
-fn while_we_do_not_read_the_client_is_not_silent() {
-    let mut peer = Peer::connected(60);
-    let mut id = 0;
-    while peer.machine.wants_input() {
-        id += 1;
-        peer.publishes(&publish1("t", id, &[1; 65_000]));
-    }
-    // A stuck disk, for longer than the client's keep-alive.
-    for _ in 0..10 {
-        peer.now = peer.machine.deadline();
-        assert_eq!(peer.machine.expired(peer.now), None);
-        assert!(peer.machine.deadline() > peer.now, "the driver must not spin");
-    }
-    peer.machine.committed(u64::from(id));
-    peer.now = peer.machine.deadline();
-    assert_eq!(peer.machine.expired(peer.now), Some(CloseReason::KeepAlive));
-}
-
-#[test]
-fn the_time_of_a_judgement_is_not_the_clients() {
-    let mut peer = Peer::deciding(10);
-    peer.pass(Duration::from_secs(3600));
-    assert_eq!(peer.machine.expired(peer.now), None);
-    peer.machine.accept(false, peer.now);
-    assert_eq!(peer.machine.deadline(), peer.now + Duration::from_secs(15));
 }

@@ -28,12 +28,16 @@ pub(super) enum Frame {
 
 /// Judges the packet at the beginning of `input` by its fixed header.
 pub(super) fn frame(input: &[u8], limit: usize) -> Result<Frame, CloseReason> {
-    let Some((&first, rest)) = input.split_first() else { return Ok(Frame::Incomplete) };
+    let Some((&first, rest)) = input.split_first() else {
+        return Ok(Frame::Incomplete);
+    };
     fixed_flags(first)?;
     let mut length = 0usize;
     let mut digits = 0;
     loop {
-        let Some(&byte) = rest.get(digits) else { return Ok(Frame::Incomplete) };
+        let Some(&byte) = rest.get(digits) else {
+            return Ok(Frame::Incomplete);
+        };
         length |= usize::from(byte & 0x7f) << (7 * digits);
         digits += 1;
         if byte & 0x80 == 0 {
@@ -50,7 +54,11 @@ pub(super) fn frame(input: &[u8], limit: usize) -> Result<Frame, CloseReason> {
     if input.len() < body + length {
         return Ok(Frame::Incomplete);
     }
-    Ok(Frame::Complete { first, body, length })
+    Ok(Frame::Complete {
+        first,
+        body,
+        length,
+    })
 }
 
 /// Flags of the fixed header (MQTT-2.2.2-2), and types that do not exist.
@@ -67,7 +75,11 @@ fn fixed_flags(first: u8) -> Result<(), CloseReason> {
         0 | 15 => return Err(CloseReason::Malformed("packet type")),
         _ => flags == 0,
     };
-    if legal { Ok(()) } else { Err(CloseReason::Malformed("fixed header flags")) }
+    if legal {
+        Ok(())
+    } else {
+        Err(CloseReason::Malformed("fixed header flags"))
+    }
 }
 
 /// What the first packet turned out to be.
@@ -119,7 +131,11 @@ pub(super) fn first_packet(input: &[u8], limit: usize) -> Result<FirstPacket, Cl
     if !fields.0.is_empty() {
         return Err(CloseReason::Malformed("bytes after CONNECT's payload"));
     }
-    Ok(if empty { FirstPacket::EmptyClientId } else { FirstPacket::Connect })
+    Ok(if empty {
+        FirstPacket::EmptyClientId
+    } else {
+        FirstPacket::Connect
+    })
 }
 
 fn connect_flags(flags: u8) -> Result<(), CloseReason> {
@@ -132,7 +148,11 @@ fn connect_flags(flags: u8) -> Result<(), CloseReason> {
         && will_qos != 3
         && (will || (will_qos == 0 && !will_retain))
         && (user || !password);
-    if legal { Ok(()) } else { Err(CloseReason::Malformed("CONNECT flags")) }
+    if legal {
+        Ok(())
+    } else {
+        Err(CloseReason::Malformed("CONNECT flags"))
+    }
 }
 
 /// Judges the header of a complete PUBLISH before the codec sees it: the topic must lie within
@@ -208,26 +228,37 @@ pub(super) fn subscribe_layout(body: &[u8]) -> Result<(), CloseReason> {
 
 /// PINGREQ and DISCONNECT have no body.
 pub(super) fn no_body(size: u32) -> Result<(), CloseReason> {
-    if size == 0 { Ok(()) } else { Err(CloseReason::Malformed("bytes in an empty packet")) }
+    if size == 0 {
+        Ok(())
+    } else {
+        Err(CloseReason::Malformed("bytes in an empty packet"))
+    }
 }
 
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], CloseReason> {
-        let (head, tail) =
-            self.0.split_at_checked(count).ok_or(CloseReason::Malformed("length"))?;
+        let (head, tail) = self
+            .0
+            .split_at_checked(count)
+            .ok_or(CloseReason::Malformed("length"))?;
         self.0 = tail;
         Ok(head)
     }
 
     fn byte(&mut self) -> Result<u8, CloseReason> {
-        self.bytes(1)?.first().copied().ok_or(CloseReason::Malformed("length"))
+        self.bytes(1)?
+            .first()
+            .copied()
+            .ok_or(CloseReason::Malformed("length"))
     }
 
     fn sized(&mut self) -> Result<&'a [u8], CloseReason> {
         let length = self.bytes(2)?;
-        let length = length.iter().fold(0usize, |sum, byte| sum << 8 | usize::from(*byte));
+        let length = length
+            .iter()
+            .fold(0usize, |sum, byte| sum << 8 | usize::from(*byte));
         self.bytes(length)
     }
 
@@ -256,7 +287,10 @@ mod tests {
     #[test]
     fn a_stranger_is_refused_by_its_first_byte() {
         assert_eq!(first_packet(&[0x30], 100), Err(CloseReason::FirstPacket));
-        assert_eq!(first_packet(b"GET / HTTP", 100), Err(CloseReason::FirstPacket));
+        assert_eq!(
+            first_packet(b"GET / HTTP", 100),
+            Err(CloseReason::FirstPacket)
+        );
         assert_eq!(first_packet(&[], 100), Ok(FirstPacket::Incomplete));
     }
 
@@ -265,7 +299,10 @@ mod tests {
         let input = [0x10, 0xff, 0xff, 0xff, 0x7f];
         assert_eq!(first_packet(&input, 1000), Err(CloseReason::TooLarge));
         let five = [0x10, 0xff, 0xff, 0xff, 0xff, 0x01];
-        assert_eq!(frame(&five, usize::MAX), Err(CloseReason::Malformed("remaining length")));
+        assert_eq!(
+            frame(&five, usize::MAX),
+            Err(CloseReason::Malformed("remaining length"))
+        );
     }
 
     #[test]
@@ -273,15 +310,24 @@ mod tests {
         let ok = connect(0x02, &[0, 1, b'd']);
         assert_eq!(first_packet(&ok, 100), Ok(FirstPacket::Connect));
         for cut in 0..ok.len() {
-            assert_eq!(first_packet(&ok[..cut], 100), Ok(FirstPacket::Incomplete), "{cut}");
+            assert_eq!(
+                first_packet(&ok[..cut], 100),
+                Ok(FirstPacket::Incomplete),
+                "{cut}"
+            );
         }
         let empty = connect(0x00, &[0, 0]);
         assert_eq!(first_packet(&empty, 100), Ok(FirstPacket::EmptyClientId));
         let mut level5 = ok.clone();
         level5[8] = 5;
         assert_eq!(first_packet(&level5, 100), Ok(FirstPacket::Level));
-        let old = [0x10, 12, 0, 6, b'M', b'Q', b'I', b's', b'd', b'p', 3, 2, 0, 60];
-        assert_eq!(first_packet(&old, 100), Err(CloseReason::Malformed("protocol name")));
+        let old = [
+            0x10, 12, 0, 6, b'M', b'Q', b'I', b's', b'd', b'p', 3, 2, 0, 60,
+        ];
+        assert_eq!(
+            first_packet(&old, 100),
+            Err(CloseReason::Malformed("protocol name"))
+        );
         // Reserved bit; password without user; will bits without will; will QoS 3.
         for flags in [0x01, 0x40, 0x08, 0x20, 0x1c] {
             let packet = connect(flags, &[0, 1, b'd', 0, 1, b't', 0, 0, 0, 0]);
@@ -291,7 +337,10 @@ mod tests {
         let trailing = connect(0x02, &[0, 1, b'd', 9]);
         assert!(first_packet(&trailing, 100).is_err());
         let short = connect(0x82, &[0, 1, b'd', 0, 9, b'u']);
-        assert_eq!(first_packet(&short, 100), Err(CloseReason::Malformed("length")));
+        assert_eq!(
+            first_packet(&short, 100),
+            Err(CloseReason::Malformed("length"))
+        );
     }
 
     #[test]
@@ -308,10 +357,14 @@ mod tests {
 
     #[test]
     fn flags_of_the_fixed_header_are_checked() {
-        for legal in [0x10, 0x30, 0x32, 0x3a, 0x33, 0x40, 0x62, 0x82, 0xa2, 0xc0, 0xe0] {
+        for legal in [
+            0x10, 0x30, 0x32, 0x3a, 0x33, 0x40, 0x62, 0x82, 0xa2, 0xc0, 0xe0,
+        ] {
             assert_eq!(fixed_flags(legal), Ok(()), "{legal:#x}");
         }
-        for illegal in [0x11, 0x36, 0x38, 0x41, 0x60, 0x80, 0xa0, 0xc1, 0xe2, 0x00, 0xf0] {
+        for illegal in [
+            0x11, 0x36, 0x38, 0x41, 0x60, 0x80, 0xa0, 0xc1, 0xe2, 0x00, 0xf0,
+        ] {
             assert!(fixed_flags(illegal).is_err(), "{illegal:#x}");
         }
     }

@@ -11,8 +11,10 @@ use super::machine::{Event, Incoming, Machine, Timing};
 
 pub(super) const KEEP_ALIVE_CAP: Duration = Duration::from_secs(1767);
 pub(super) const CONNECT_MAX: Duration = Duration::from_secs(60);
-pub(super) const TIMING: Timing =
-    Timing { connect_max: CONNECT_MAX, keep_alive_max: KEEP_ALIVE_CAP };
+pub(super) const TIMING: Timing = Timing {
+    connect_max: CONNECT_MAX,
+    keep_alive_max: KEEP_ALIVE_CAP,
+};
 
 /// A packet: its fixed header's first byte, the remaining length, the body.
 pub(super) fn packet(first: u8, body: &[u8]) -> Vec<u8> {
@@ -48,7 +50,11 @@ pub(super) fn connect_with(flags: u8, keep_alive: u16, payload: &[Vec<u8>]) -> V
 
 /// What an SDK sends: client id, user name and password, persistent session.
 pub(super) fn connect(keep_alive: u16) -> Vec<u8> {
-    connect_with(0xc0, keep_alive, &[field("d1"), field("h/d1/?api-version=1"), field("token")])
+    connect_with(
+        0xc0,
+        keep_alive,
+        &[field("d1"), field("h/d1/?api-version=1"), field("token")],
+    )
 }
 
 pub(super) fn publish_with(first: u8, topic: impl AsRef<[u8]>, id: u16, payload: &[u8]) -> Vec<u8> {
@@ -102,7 +108,10 @@ impl Peer {
     /// Before CONNECT.
     pub(super) fn new() -> Self {
         let now = ManualClock::new(0).instant();
-        Self { machine: Machine::new(TIMING, now), now }
+        Self {
+            machine: Machine::new(TIMING, now),
+            now,
+        }
     }
 
     /// CONNECT was sent and is being judged.
@@ -142,7 +151,9 @@ impl Peer {
 
     /// What the client reads, decoded.
     pub(super) fn answers(&mut self) -> Vec<Packet> {
-        decode(self.machine.output().map(|bytes| bytes.to_vec()).unwrap_or_default())
+        self.machine
+            .output()
+            .map_or_else(Vec::new, |bytes| decode(&bytes))
     }
 
     /// Packet ids of the PUBACKs that the client reads; anything else is a failure.
@@ -159,8 +170,8 @@ impl Peer {
     }
 }
 
-fn decode(bytes: Vec<u8>) -> Vec<Packet> {
-    let mut input = BytesMut::from(&bytes[..]);
+fn decode(bytes: &[u8]) -> Vec<Packet> {
+    let mut input = BytesMut::from(bytes);
     let mut packets = Vec::new();
     while !input.is_empty() {
         packets.push(v4::read(&mut input, 1 << 20).expect("the output is whole packets"));

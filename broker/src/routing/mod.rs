@@ -66,13 +66,25 @@ impl Router {
             match Route::parse(text) {
                 Ok(route) => {
                     let endpoint = route.sink.endpoint(own_device);
-                    let queue = store.queue(&QueueId { endpoint, priority: DEFAULT_PRIORITY })?;
+                    let queue = store.queue(&QueueId {
+                        endpoint,
+                        priority: DEFAULT_PRIORITY,
+                    })?;
                     routes.push(ActiveRoute { route, queue });
                 }
-                Err(error) => bad.push(BadRoute { name: name.clone(), error }),
+                Err(error) => bad.push(BadRoute {
+                    name: name.clone(),
+                    error,
+                }),
             }
         }
-        Ok((Self { routes: routes.into(), time_to_live }, bad))
+        Ok((
+            Self {
+                routes: routes.into(),
+                time_to_live,
+            },
+            bad,
+        ))
     }
 
     /// Where messages of `sender` with `output` go. At most one copy for each endpoint.
@@ -83,7 +95,10 @@ impl Router {
         for active in self.routes.iter().filter(|a| a.route.source.matches(&path)) {
             queues.insert(active.queue.id().endpoint.clone(), active.queue.clone());
         }
-        Plan { queues: queues.into_values().collect(), time_to_live: self.time_to_live }
+        Plan {
+            queues: queues.into_values().collect(),
+            time_to_live: self.time_to_live,
+        }
     }
 
     /// How many routes are in force.
@@ -116,9 +131,15 @@ impl Plan {
     /// The targets of one message that is stored at `now_ms`; its expiry is fixed here (D9).
     #[must_use]
     pub fn targets(&self, now_ms: u64) -> SmallVec<[Target; 2]> {
-        let expires_at_ms = self.time_to_live.map(|ttl| {
-            now_ms.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
-        });
-        self.queues.iter().map(|queue| Target { queue: queue.clone(), expires_at_ms }).collect()
+        let expires_at_ms = self
+            .time_to_live
+            .map(|ttl| now_ms.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)));
+        self.queues
+            .iter()
+            .map(|queue| Target {
+                queue: queue.clone(),
+                expires_at_ms,
+            })
+            .collect()
     }
 }

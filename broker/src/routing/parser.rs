@@ -153,9 +153,13 @@ impl<'a> Cursor<'a> {
         loop {
             let trimmed = self.rest().trim_start();
             self.at = self.text.len() - trimmed.len();
-            let Some(comment) = trimmed.strip_prefix("/*") else { return Ok(()) };
+            let Some(comment) = trimmed.strip_prefix("/*") else {
+                return Ok(());
+            };
             // `/*` is also the commonest path: only a closed comment is one.
-            let Some(end) = comment.find("*/") else { return Ok(()) };
+            let Some(end) = comment.find("*/") else {
+                return Ok(());
+            };
             self.at += 2 + end + 2;
         }
     }
@@ -171,9 +175,13 @@ impl<'a> Cursor<'a> {
     /// Consumes `word` in any case when it stands here as a whole word.
     fn keyword(&mut self, word: &str) -> bool {
         let rest = self.rest();
-        let found = rest.get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word))
+        let found = rest
+            .get(..word.len())
+            .is_some_and(|head| head.eq_ignore_ascii_case(word))
             && rest.get(word.len()..).is_none_or(|tail| {
-                tail.chars().next().is_none_or(|c| c.is_whitespace() || matches!(c, '/' | '*'))
+                tail.chars()
+                    .next()
+                    .is_none_or(|c| c.is_whitespace() || matches!(c, '/' | '*'))
             });
         if found {
             self.at += word.len();
@@ -207,7 +215,11 @@ impl<'a> Cursor<'a> {
         }
         self.at += open + 1;
         self.skip_blank()?;
-        let quote = self.rest().chars().next().filter(|c| matches!(c, '"' | '\''));
+        let quote = self
+            .rest()
+            .chars()
+            .next()
+            .filter(|c| matches!(c, '"' | '\''));
         let Some(quote) = quote else {
             return Err(self.fault(RouteFault::Expected("a quoted endpoint address")));
         };
@@ -216,9 +228,8 @@ impl<'a> Cursor<'a> {
             return Err(self.fault(RouteFault::Unterminated("string")));
         };
         let address = self.text.get(start..start + length).unwrap_or("");
-        let sink = input(address).ok_or_else(|| {
-            self.fault(RouteFault::Address(address.to_owned()))
-        })?;
+        let sink =
+            input(address).ok_or_else(|| self.fault(RouteFault::Address(address.to_owned())))?;
         self.at = start + length + 1;
         self.skip_blank()?;
         if !self.take(")") {
@@ -236,9 +247,14 @@ fn input(address: &str) -> Option<Sink> {
     let parts: Vec<&str> = trimmed.split('/').collect();
     match parts.as_slice() {
         [first, module, third, input]
-            if [first, module, third, input].iter().all(|part| !part.is_empty()) =>
+            if [first, module, third, input]
+                .iter()
+                .all(|part| !part.is_empty()) =>
         {
-            Some(Sink::Input { module: (*module).to_owned(), input: (*input).to_owned() })
+            Some(Sink::Input {
+                module: (*module).to_owned(),
+                input: (*input).to_owned(),
+            })
         }
         _ => None,
     }
@@ -281,9 +297,18 @@ mod tests {
 
     #[test]
     fn faults_name_what_and_where() {
-        assert_eq!(fault("FORM /* INTO $upstream"), (1, RouteFault::Expected("FROM")));
-        assert_eq!(fault("FROM /a WHERE x = '1' INTO $upstream"), (9, RouteFault::Condition));
-        assert_eq!(fault("FROM /a INTO $upstream WHERE x"), (24, RouteFault::Trailing));
+        assert_eq!(
+            fault("FORM /* INTO $upstream"),
+            (1, RouteFault::Expected("FROM"))
+        );
+        assert_eq!(
+            fault("FROM /a WHERE x = '1' INTO $upstream"),
+            (9, RouteFault::Condition)
+        );
+        assert_eq!(
+            fault("FROM /a INTO $upstream WHERE x"),
+            (24, RouteFault::Trailing)
+        );
         assert_eq!(
             fault("FROM /a INTO upstream").1,
             RouteFault::Expected("$upstream or BrokeredEndpoint(\"…\")")
@@ -296,7 +321,11 @@ mod tests {
             fault("FROM /a INTO Queue('x')").1,
             RouteFault::FunctionEndpoint("Queue".to_owned())
         );
-        for address in ["/modules/filter", "//modules/f/inputs/i", "/modules//inputs/i"] {
+        for address in [
+            "/modules/filter",
+            "//modules/f/inputs/i",
+            "/modules//inputs/i",
+        ] {
             let text = format!("FROM /a INTO BrokeredEndpoint('{address}')");
             assert_eq!(fault(&text).1, RouteFault::Address(address.to_owned()));
         }

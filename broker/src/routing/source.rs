@@ -61,9 +61,18 @@ mod tests {
             ("/messages/modules", [false, true, true, true]),
             ("/messages/modules/A", [false, true, false, true]),
             ("/messages/modules/a/*", [false, true, false, true]),
-            ("/messages/modules/A/outputs/out1", [false, false, false, true]),
-            ("/messages/modules/A/outputs/out", [false, false, false, false]),
-            ("/messages/modules/*/outputs/out1", [false, false, false, false]),
+            (
+                "/messages/modules/A/outputs/out1",
+                [false, false, false, true],
+            ),
+            (
+                "/messages/modules/A/outputs/out",
+                [false, false, false, false],
+            ),
+            (
+                "/messages/modules/*/outputs/out1",
+                [false, false, false, false],
+            ),
             ("/twinChangeNotifications", [false, false, false, false]),
         ] {
             let pattern = SourcePattern::new(pattern);

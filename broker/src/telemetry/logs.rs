@@ -25,7 +25,10 @@ pub fn start(level: &str, clock: Arc<dyn Clock>) {
     let filter = filter(level);
     let line = Line { clock };
     // Fails only when logging was started before, which tests of one process do.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).event_format(line).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .event_format(line)
+        .try_init();
 }
 
 fn filter(level: &str) -> EnvFilter {
@@ -159,13 +162,19 @@ mod tests {
     #[test]
     fn a_line_has_the_form_that_edge_agent_parses() {
         let text = lines_of(|| tracing::info!("Client {} connected", "gw1/sensor"));
-        assert_eq!(text, "<6> 2026-08-21 10:00:05.120 +00:00 [INF] - Client gw1/sensor connected\n");
+        assert_eq!(
+            text,
+            "<6> 2026-08-21 10:00:05.120 +00:00 [INF] - Client gw1/sensor connected\n"
+        );
     }
 
     #[test]
     fn debug_lines_name_their_source_and_fields_follow_the_text() {
         let text = lines_of(|| tracing::debug!(target: "edgehub_x", size = 3, "read"));
-        assert_eq!(text, "<7> 2026-08-21 10:00:05.120 +00:00 [DBG] [edgehub_x] - read size=3\n");
+        assert_eq!(
+            text,
+            "<7> 2026-08-21 10:00:05.120 +00:00 [DBG] [edgehub_x] - read size=3\n"
+        );
     }
 
     #[test]
@@ -186,6 +195,10 @@ mod tests {
         ] {
             assert_eq!(filter(given).to_string(), want);
         }
-        assert!(filter("info,edgehub_bridge=debug").to_string().contains("edgehub_bridge=debug"));
+        assert!(
+            filter("info,edgehub_bridge=debug")
+                .to_string()
+                .contains("edgehub_bridge=debug")
+        );
     }
 }

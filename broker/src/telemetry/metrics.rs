@@ -52,7 +52,6 @@ impl Metrics {
 }
 
 /// `edgehub_messages_received_total`: each device message accepted before routing.
-#[must_use]
 pub fn messages_received(from: &Identity, output: &str) -> Counter {
     counter!(
         "edgehub_messages_received_total",
@@ -89,7 +88,6 @@ impl DropReason {
 }
 
 /// `edgehub_messages_dropped_total`.
-#[must_use]
 pub fn messages_dropped(reason: DropReason, from: &Identity, output: &str) -> Counter {
     counter!(
         "edgehub_messages_dropped_total",
@@ -101,7 +99,6 @@ pub fn messages_dropped(reason: DropReason, from: &Identity, output: &str) -> Co
 }
 
 /// `edgehub_messages_unack_total{reason="storage_failure"}`.
-#[must_use]
 pub fn messages_unacknowledged(from: &Identity) -> Counter {
     counter!(
         "edgehub_messages_unack_total",
@@ -113,7 +110,6 @@ pub fn messages_unacknowledged(from: &Identity) -> Counter {
 }
 
 /// `edgehub_queue_length`, unsettled messages of one queue.
-#[must_use]
 pub fn queue_length(endpoint: &str, priority: u32) -> Gauge {
     gauge!(
         "edgehub_queue_length",
@@ -124,7 +120,6 @@ pub fn queue_length(endpoint: &str, priority: u32) -> Gauge {
 }
 
 /// `edgehub_store_oldest_message_age_seconds`, ours; 0 when the queue is empty.
-#[must_use]
 pub fn oldest_message_age(endpoint: &str, priority: u32) -> Gauge {
     gauge!(
         "edgehub_store_oldest_message_age_seconds",
@@ -134,13 +129,11 @@ pub fn oldest_message_age(endpoint: &str, priority: u32) -> Gauge {
 }
 
 /// `edgehub_connected_clients`, this hub itself not counted.
-#[must_use]
 pub fn connected_clients() -> Gauge {
     gauge!("edgehub_connected_clients")
 }
 
 /// `edgehub_client_connect_failed_total{reason="not_authenticated"}`.
-#[must_use]
 pub fn connect_failed(id: &str) -> Counter {
     counter!(
         "edgehub_client_connect_failed_total",
@@ -152,13 +145,11 @@ pub fn connect_failed(id: &str) -> Counter {
 
 /// `edgehub_client_connect_success_total`; its `id` is a sentence that tools parse
 /// (spec/operations.md A2.3, A2.4).
-#[must_use]
 pub fn connect_succeeded(identity: &Identity, hub_host: &str) -> Counter {
     counter!("edgehub_client_connect_success_total", "id" => sentence(identity, hub_host))
 }
 
 /// `edgehub_client_disconnect_total`, same `id`.
-#[must_use]
 pub fn disconnected(identity: &Identity, hub_host: &str) -> Counter {
     counter!("edgehub_client_disconnect_total", "id" => sentence(identity, hub_host))
 }
@@ -248,7 +239,10 @@ mod tests {
                 r#"edgehub_client_connect_success_total{{{common},id="DeviceId: gw1; ModuleId: sensor [IotHubHostName: h.azure-devices.net]"}} 1"#
             ),
         ] {
-            assert!(text.lines().any(|l| l == line), "missing {line}\nin\n{text}");
+            assert!(
+                text.lines().any(|l| l == line),
+                "missing {line}\nin\n{text}"
+            );
         }
     }
 }

@@ -17,6 +17,8 @@ impl Writer {
         self.tails.trim(&self.counters);
         add(&self.counters.appends, group.messages);
         add(&self.counters.append_bytes, group.message_bytes);
+        let control_cost = group.settles.iter().map(|(_, cost)| *cost as usize).sum::<usize>();
+        self.intake.release(group.append_cost, control_cost + group.write_cost);
         // All sequences first: who is woken sees the last of its own.
         for ticket in &self.tickets {
             ticket.progress.advance(ticket.sequence);
@@ -24,9 +26,7 @@ impl Writer {
         for ticket in self.tickets.drain(..) {
             ticket.progress.wake_once(self.commit);
         }
-        let mut control_cost = group.write_cost;
-        for ((item, cost), news) in group.settles.into_iter().zip(group.news) {
-            control_cost += cost as usize;
+        for ((item, _), news) in group.settles.into_iter().zip(group.news) {
             if let Some(reply) = item.reply {
                 // Who asked may have gone.
                 let _ = reply.send(news);
@@ -38,7 +38,6 @@ impl Writer {
         for reply in group.flushes {
             let _ = reply.send(Ok(()));
         }
-        self.intake.release(group.append_cost, control_cost);
         for number in &touched {
             self.shed(*number);
         }
@@ -95,6 +94,7 @@ impl Writer {
         self.refs.clear();
         // The reservation may not have been written.
         self.shared.reserved = self.shared.next;
+        self.intake.release(group.append_cost, group.write_cost);
         for ticket in self.tickets.drain(..) {
             ticket.progress.fail();
             ticket.progress.wake_once(self.commit);
@@ -108,7 +108,6 @@ impl Writer {
             let _ = reply.send(failed());
         }
         self.carried = group.settles;
-        self.intake.release(group.append_cost, group.write_cost);
     }
 }
 

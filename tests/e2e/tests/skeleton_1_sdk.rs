@@ -1,12 +1,16 @@
 //! Acceptance 1 of the walking skeleton: Microsoft's Python SDK, unmodified.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "these are the tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "these are the tests"
+)]
 
 use std::collections::BTreeMap;
 
 use edgehub_lab::{HUB, Lab, LabBuilder};
-use edgehub_tests::python::{self, SdkMessage};
 use edgehub_tests::PATIENCE;
+use edgehub_tests::python::{self, SdkMessage};
 use serde_json::Value;
 
 /// Messages of each sender.
@@ -39,7 +43,10 @@ async fn accept_skeleton_1_the_python_sdk_sends_as_leaf_and_as_module_through_th
     let (leaf, bottom, middle) = tokio::join!(leaf, bottom, middle);
 
     let all = SENDERS.len() * usize::try_from(MESSAGES).expect("a small number");
-    let arrived = lab.ledger().wait_until(PATIENCE, |arrivals| arrivals.len() >= all).await;
+    let arrived = lab
+        .ledger()
+        .wait_until(PATIENCE, |arrivals| arrivals.len() >= all)
+        .await;
     arrived.expect("everything arrives");
     for ((id, _, chain), sent) in SENDERS.iter().zip([leaf, bottom, middle]) {
         assert_eq!(sent.len() as u64, MESSAGES, "{id}: acknowledged");
@@ -60,22 +67,42 @@ fn compare(lab: &Lab, id: &str, sent: &[SdkMessage]) {
     };
     for (entry, message) in entries.iter().zip(sent) {
         let number = message.sequence;
-        assert_eq!(entry.body().expect("a body"), message.body(), "{id}: body {number}");
-        assert_eq!(entry.properties, values(&message.properties), "{id}: properties {number}");
+        assert_eq!(
+            entry.body().expect("a body"),
+            message.body(),
+            "{id}: body {number}"
+        );
+        assert_eq!(
+            entry.properties,
+            values(&message.properties),
+            "{id}: properties {number}"
+        );
         assert_eq!(entry.device_id, device);
         assert_eq!(entry.module_id.as_deref(), module);
         // The hub adds its stamps; everything else is the sender's.
-        let (stamps, own): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            entry.system.clone().into_iter().partition(|(name, _)| name.starts_with("iothub-"));
-        assert_eq!(own, values(&message.system), "{id}: system properties {number}");
+        let (stamps, own): (BTreeMap<_, _>, BTreeMap<_, _>) = entry
+            .system
+            .clone()
+            .into_iter()
+            .partition(|(name, _)| name.starts_with("iothub-"));
+        assert_eq!(
+            own,
+            values(&message.system),
+            "{id}: system properties {number}"
+        );
         let stamp = |name: &str| stamps.get(name).cloned().flatten();
-        assert_eq!(stamp("iothub-connection-device-id").as_deref(), Some(device));
+        assert_eq!(
+            stamp("iothub-connection-device-id").as_deref(),
+            Some(device)
+        );
         assert_eq!(stamp("iothub-connection-module-id").as_deref(), module);
     }
 }
 
 fn values(map: &BTreeMap<String, String>) -> BTreeMap<String, Option<String>> {
-    map.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect()
+    map.iter()
+        .map(|(name, value)| (name.clone(), Some(value.clone())))
+        .collect()
 }
 
 /// Each hub of the chain has received all messages from this identity, and the IoT Hub has them
@@ -86,9 +113,18 @@ async fn came_through_every_layer(lab: &Lab, id: &str, chain: &str) {
         let received = metrics.sum("edgehub_messages_received_total", &[("id", id)]);
         assert_eq!(received, MESSAGES as f64, "{id} at {hub}");
     }
-    let connections = lab.control("GET", "/connections", None).await.expect("the control API");
+    let connections = lab
+        .control("GET", "/connections", None)
+        .await
+        .expect("the control API");
     let connections = connections.as_array().expect("a list").clone();
-    let own = connections.iter().find(|connection| connection["client_id"] == id);
+    let own = connections
+        .iter()
+        .find(|connection| connection["client_id"] == id);
     let chain = Value::from(chain);
-    assert_eq!(own.expect("the top hub's connection")["auth_chain"], chain, "{id} at {HUB}");
+    assert_eq!(
+        own.expect("the top hub's connection")["auth_chain"],
+        chain,
+        "{id} at {HUB}"
+    );
 }

@@ -1,6 +1,11 @@
 //! Acceptance 2 of the walking skeleton: Debian's MQTT clients, and what is refused how.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "these are the tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "these are the tests"
+)]
 
 use edgehub_lab::{ConnectionString, DeviceSpec, Lab, LabBuilder};
 use edgehub_tests::mqtt::{Door, Hello, code, ping, publish, telemetry};
@@ -13,7 +18,10 @@ use tokio::process::Command;
 
 /// One hub with a few leaves, a module and a disabled device.
 async fn lab() -> Lab {
-    let disabled = DeviceSpec { enabled: false, ..DeviceSpec::new("leaf-off", Some("edge1")) };
+    let disabled = DeviceSpec {
+        enabled: false,
+        ..DeviceSpec::new("leaf-off", Some("edge1"))
+    };
     let lab = LabBuilder::new()
         .layers(1)
         .leaf("leaf1", "edge1")
@@ -35,9 +43,12 @@ async fn accept_skeleton_2_the_line_of_the_readme_sends_a_message() {
         .find(|block| block.starts_with("sh\n") && block.contains("\nmosquitto_pub "))
         .expect("a block with mosquitto_pub");
     let state = lab.state_dir().to_string_lossy();
-    let script = block.trim_start_matches("sh\n").replace("--state DIR", &format!("--state {state}"));
+    let script = block
+        .trim_start_matches("sh\n")
+        .replace("--state DIR", &format!("--state {state}"));
     let mut bash = Command::new("bash");
-    bash.args(["-euo", "pipefail", "-c", &script]).current_dir(root());
+    bash.args(["-euo", "pipefail", "-c", &script])
+        .current_dir(root());
     let outcome = program::run(bash, PATIENCE).await;
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     only_these_arrive(&lab, "leaf1", &["hello"]).await;
@@ -55,7 +66,13 @@ async fn accept_skeleton_2_mosquitto_publishes_and_may_not_subscribe() {
     let sent = mosquitto(&lab, "mosquitto_pub", "leaf1", &["-t", &topic, "-m", "one"]).await;
     assert_eq!(sent.code, Some(0), "{sent:?}");
     let topic = telemetry("edge1/modA");
-    let sent = mosquitto(&lab, "mosquitto_pub", "edge1/modA", &["-t", &topic, "-m", "two"]).await;
+    let sent = mosquitto(
+        &lab,
+        "mosquitto_pub",
+        "edge1/modA",
+        &["-t", &topic, "-m", "two"],
+    )
+    .await;
     assert_eq!(sent.code, Some(0), "{sent:?}");
     only_these_arrive(&lab, "leaf1", &["one"]).await;
     only_these_arrive(&lab, "edge1/modA", &["two"]).await;
@@ -64,12 +81,22 @@ async fn accept_skeleton_2_mosquitto_publishes_and_may_not_subscribe() {
     assert_eq!(entry.system["content-type"].as_deref(), Some("text/plain"));
     assert_eq!(entry.system["message-id"].as_deref(), Some("m-1"));
 
-    let filters = ["devices/leaf2/messages/devicebound/#", "$iothub/methods/POST/#", "#"];
+    let filters = [
+        "devices/leaf2/messages/devicebound/#",
+        "$iothub/methods/POST/#",
+        "#",
+    ];
     for filter in filters {
         let denied = mosquitto(&lab, "mosquitto_sub", "leaf2", &["-t", filter, "-d"]).await;
-        assert_eq!(denied.stderr, "All subscription requests were denied.\n", "{denied:?}");
+        assert_eq!(
+            denied.stderr, "All subscription requests were denied.\n",
+            "{denied:?}"
+        );
         assert!(denied.stdout.contains("received SUBACK"), "{denied:?}");
-        assert!(denied.stdout.contains("Subscribed (mid: 1): 128"), "0x80 in {denied:?}");
+        assert!(
+            denied.stdout.contains("Subscribed (mid: 1): 128"),
+            "0x80 in {denied:?}"
+        );
     }
 
     let refused = mosquitto(&lab, "mosquitto_pub", "leaf2", &WRONG_KEY).await;
@@ -78,8 +105,6 @@ async fn accept_skeleton_2_mosquitto_publishes_and_may_not_subscribe() {
     lab.shutdown().await.expect("the lab ends");
 }
 
-/// Marks a call of [`mosquitto`] that signs with a key that is nobody's.
-const WRONG_KEY: [&str; 4] = ["-t", "devices/leaf2/messages/events/", "-m", "never"];
 /// A key that was never registered.
 const NOBODYS_KEY: &str = "bm9ib2R5cy1rZXktbm9ib2R5cy1rZXktbm9ib2R5cy0=";
 
@@ -88,18 +113,34 @@ async fn mosquitto(lab: &Lab, program: &str, id: &str, arguments: &[&str]) -> Ou
     let json = lab.lab_json().expect("lab.json");
     let identity = json.identities.iter().find(|identity| identity.id == id);
     let identity = identity.expect("it is in lab.json");
-    let layer = json.layers.iter().find(|layer| layer.name == identity.parent);
-    let port = layer.and_then(|layer| layer.mqtts).expect("its hub speaks MQTT");
+    let layer = json
+        .layers
+        .iter()
+        .find(|layer| layer.name == identity.parent);
+    let port = layer
+        .and_then(|layer| layer.mqtts)
+        .expect("its hub speaks MQTT");
     let string = ConnectionString::parse(&identity.connection_string).expect("a string");
-    let mut token = Token::of(lab, id);
-    if arguments == WRONG_KEY {
-        token = token.signed_with(NOBODYS_KEY);
-    }
     let mut command = Command::new(program);
     command
-        .args(["-V", "mqttv311", "-q", "1", "-p", &port.to_string(), "-i", id])
-        .args(["-h", string.gateway_host_name.as_deref().expect("a gateway")])
-        .args(["-u", &format!("{}/{id}/?api-version=2021-04-12", string.host_name)])
+        .args([
+            "-V",
+            "mqttv311",
+            "-q",
+            "1",
+            "-p",
+            &port.to_string(),
+            "-i",
+            id,
+        ])
+        .args([
+            "-h",
+            string.gateway_host_name.as_deref().expect("a gateway"),
+        ])
+        .args([
+            "-u",
+            &format!("{}/{id}/?api-version=2021-04-12", string.host_name),
+        ])
         .args(["-P", &token.text()])
         .arg("--cafile")
         .arg(&json.ca_file)
@@ -128,19 +169,37 @@ async fn accept_skeleton_2_connect_is_refused_with_the_right_code() {
         door.admitted(&good).await;
     }
 
-    let no_password = Hello { password: String::new(), ..leaf1(right()) };
-    let other_id = Hello { client_id: "leaf2".to_owned(), ..leaf1(right()) };
-    let other_case = Hello { client_id: "Leaf1".to_owned(), ..leaf1(right()) };
+    let no_password = Hello {
+        password: String::new(),
+        ..leaf1(right())
+    };
+    let other_id = Hello {
+        client_id: "leaf2".to_owned(),
+        ..leaf1(right())
+    };
+    let other_case = Hello {
+        client_id: "Leaf1".to_owned(),
+        ..leaf1(right())
+    };
     let unknown = Hello::claiming(&lab, "nobody").with(&right().naming("nobody"));
     let unknown_module = Hello::claiming(&lab, "edge1/nothing")
         .with(&right().naming("edge1/nothing").signed_with(edge_key));
     for (what, hello) in [
         ("wrong key", leaf1(right().signed_with(NOBODYS_KEY))),
-        ("another's key", leaf1(Token::of(&lab, "leaf2").naming("leaf1"))),
+        (
+            "another's key",
+            leaf1(Token::of(&lab, "leaf2").naming("leaf1")),
+        ),
         ("the parent's key", leaf1(right().signed_with(edge_key))),
         ("another's token", leaf1(Token::of(&lab, "leaf2"))),
-        ("a token for another hub", leaf1(right().for_host("other.example"))),
-        ("a token for a hub whose name begins alike", leaf1(right().for_host("hub"))),
+        (
+            "a token for another hub",
+            leaf1(right().for_host("other.example")),
+        ),
+        (
+            "a token for a hub whose name begins alike",
+            leaf1(right().for_host("hub")),
+        ),
         ("expired", leaf1(right().expired())),
         ("no password", no_password),
         ("another client id", other_id),
@@ -155,7 +214,10 @@ async fn accept_skeleton_2_connect_is_refused_with_the_right_code() {
     registry::set_status(&lab, "leaf-off", "enabled").await;
     door.admitted(&Hello::of(&lab, "leaf-off")).await;
 
-    let named = |user_name: &str| Hello { user_name: user_name.to_owned(), ..leaf1(right()) };
+    let named = |user_name: &str| Hello {
+        user_name: user_name.to_owned(),
+        ..leaf1(right())
+    };
     for user_name in [
         "",
         "leaf1",
@@ -165,15 +227,37 @@ async fn accept_skeleton_2_connect_is_refused_with_the_right_code() {
         "hub.example//?api-version=2021-04-12",
         "hub.example/leaf1/a/b/?api-version=2021-04-12",
     ] {
-        assert_eq!(door.refused(&named(user_name)).await, code::USER_NAME, "'{user_name}'");
+        assert_eq!(
+            door.refused(&named(user_name)).await,
+            code::USER_NAME,
+            "'{user_name}'"
+        );
     }
-    let garbage = Hello { password: "secret".to_owned(), ..leaf1(right()) };
-    assert_eq!(door.refused(&garbage).await, code::USER_NAME, "a password that is no token");
-    let empty = Hello { client_id: String::new(), ..leaf1(right()) };
-    assert_eq!(door.refused(&empty).await, code::CLIENT_ID, "an empty client id");
+    let garbage = Hello {
+        password: "secret".to_owned(),
+        ..leaf1(right())
+    };
+    assert_eq!(
+        door.refused(&garbage).await,
+        code::USER_NAME,
+        "a password that is no token"
+    );
+    let empty = Hello {
+        client_id: String::new(),
+        ..leaf1(right())
+    };
+    assert_eq!(
+        door.refused(&empty).await,
+        code::CLIENT_ID,
+        "an empty client id"
+    );
 
     let mut five = leaf1(right()).packet();
-    let level = five.windows(5).position(|bytes| bytes == b"MQTT\x04").expect("a level") + 4;
+    let level = five
+        .windows(5)
+        .position(|bytes| bytes == b"MQTT\x04")
+        .expect("a level")
+        + 4;
     five[level] = 5;
     let mut client = door.open().await;
     client.send(&five).await;
@@ -181,7 +265,11 @@ async fn accept_skeleton_2_connect_is_refused_with_the_right_code() {
     assert_eq!(client.until_close().await, []);
 
     // MQTT 3.1 has another name: closed without a word, as is anything that is not CONNECT.
-    let old = [b"\x10\x12\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x04", b"abcd".as_slice()].concat();
+    let old = [
+        b"\x10\x12\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x04",
+        b"abcd".as_slice(),
+    ]
+    .concat();
     door.open().await.expect_close_after(&old).await;
     door.open().await.expect_close_after(&ping()).await;
     lab.shutdown().await.expect("the lab ends");
@@ -199,7 +287,9 @@ async fn accept_skeleton_2_foreign_topics_and_qos_2_close_the_connection() {
     let mut client = door.admitted(&leaf1).await;
     client.publish(&own, "before", 1).await;
     let at_least_once = |topic: &str| publish(topic, QoS::AtLeastOnce, 2, b"forged");
-    client.expect_close_after(&at_least_once(&telemetry("leaf2"))).await;
+    client
+        .expect_close_after(&at_least_once(&telemetry("leaf2")))
+        .await;
     for bytes in [
         at_least_once(&telemetry("edge1/modA")),
         at_least_once(&telemetry("edge1")),
@@ -218,21 +308,32 @@ async fn accept_skeleton_2_foreign_topics_and_qos_2_close_the_connection() {
     ];
     client.send(&mixed.concat()).await;
     for packet in client.until_close().await {
-        let Packet::PubAck(ack) = packet else { panic!("{packet:?}") };
+        let Packet::PubAck(ack) = packet else {
+            panic!("{packet:?}")
+        };
         assert_eq!(ack.pkid, 1);
     }
 
     // Bag keys that look like an identity are ordinary properties.
     let mut client = door.admitted(&leaf1).await;
-    client.publish(&(own + "deviceId=leaf2&%24.cdid=leaf2"), "last", 1).await;
+    client
+        .publish(&(own + "deviceId=leaf2&%24.cdid=leaf2"), "last", 1)
+        .await;
     only_these_arrive(&lab, "leaf1", &["before", "with it", "last"]).await;
     let entries = lab.ledger().entries_of("leaf1").expect("the ledger");
     assert_eq!(entries[2].properties["deviceId"].as_deref(), Some("leaf2"));
     for id in ["leaf2", "edge1/modA"] {
-        door.admitted(&Hello::of(&lab, id)).await.publish(&telemetry(id), "own", 1).await;
+        door.admitted(&Hello::of(&lab, id))
+            .await
+            .publish(&telemetry(id), "own", 1)
+            .await;
         only_these_arrive(&lab, id, &["own"]).await;
     }
-    assert_eq!(lab.ledger().count().expect("the ledger"), 5, "and nothing as anybody else");
+    assert_eq!(
+        lab.ledger().count().expect("the ledger"),
+        5,
+        "and nothing as anybody else"
+    );
     lab.shutdown().await.expect("the lab ends");
 }
 
@@ -244,11 +345,19 @@ async fn accept_skeleton_2_unknown_topics_are_acknowledged_dropped_and_counted()
     let door = Door::of(&lab, "edge1");
     let mut client = door.admitted(&Hello::of(&lab, "leaf1")).await;
     let own = telemetry("leaf1");
-    let unknown = ["foo/bar", "devices/leaf1/messages/event/", "$iothub/methods/POST/x", "http://x"];
+    let unknown = [
+        "foo/bar",
+        "devices/leaf1/messages/event/",
+        "$iothub/methods/POST/x",
+        "http://x",
+    ];
     let malformed = own.clone() + "a=%ff";
 
     let mut bytes = Vec::new();
-    let topics = [own.as_str()].into_iter().chain(unknown).chain([malformed.as_str(), own.as_str()]);
+    let topics = [own.as_str()]
+        .into_iter()
+        .chain(unknown)
+        .chain([malformed.as_str(), own.as_str()]);
     for (packet_id, topic) in (1..).zip(topics) {
         let body = format!("message {packet_id}");
         bytes.extend(publish(topic, QoS::AtLeastOnce, packet_id, body.as_bytes()));
@@ -258,9 +367,16 @@ async fn accept_skeleton_2_unknown_topics_are_acknowledged_dropped_and_counted()
 
     only_these_arrive(&lab, "leaf1", &["message 1", "message 7"]).await;
     let metrics = lab.metrics("edge1").await.expect("metrics");
-    for (reason, count) in [("unknown_topic", unknown.len() as f64), ("bad_properties", 1.0)] {
+    for (reason, count) in [
+        ("unknown_topic", unknown.len() as f64),
+        ("bad_properties", 1.0),
+    ] {
         let labels = [("reason", reason), ("from", "leaf1")];
-        assert_eq!(metrics.sum("edgehub_messages_dropped_total", &labels), count, "{reason}");
+        assert_eq!(
+            metrics.sum("edgehub_messages_dropped_total", &labels),
+            count,
+            "{reason}"
+        );
     }
     lab.shutdown().await.expect("the lab ends");
 }

@@ -4,6 +4,7 @@
 //! the ones that are started. An up-to-date build takes well under a second.
 
 use std::ffi::OsString;
+use std::fs::TryLockError;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -61,29 +62,17 @@ impl Binaries {
             with_faults: profile == Profile::Test,
         })
     }
-
-    /// Builds the emulator alone, in the test profile: for labs without layers.
-    ///
-    /// # Errors
-    /// As [`Self::build`].
-    ///
-    /// # Cancel safety
-    /// As [`Self::build`].
-    pub async fn emulator_alone() -> Result<Self> {
-        let messages = build(&["-p", "iothub-emulator", "--bins"]).await?;
-        Ok(Self {
-            edgehub: PathBuf::new(),
-            emulator: executable(&messages, "iothub-emulator")?,
-            with_faults: false,
-        })
-    }
 }
 
 /// Runs `cargo build` with these arguments and returns its messages.
 async fn build(arguments: &[&str]) -> Result<String> {
     let lock = network::machine_lock_file("build")?;
-    while lock.try_lock().is_err() {
-        tokio::time::sleep(LOCK_POLL).await;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_POLL).await,
+            Err(TryLockError::Error(error)) => return Err(error).context("the build lock"),
+        }
     }
     let workspace = workspace();
     let mut command = Command::new(cargo());

@@ -6,20 +6,18 @@
 use std::time::Duration;
 
 use edgehub_lab::mqtt_sender::{MqttSender, SenderOptions};
-use edgehub_lab::{Binaries, DeviceSpec, HUB, Lab, LabBuilder};
+use edgehub_lab::{DeviceSpec, HUB, Lab, LabBuilder};
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The emulator, two devices and a module.
 async fn lab() -> Lab {
-    let binaries = Binaries::emulator_alone().await.unwrap();
     let with_module = DeviceSpec {
         modules: vec!["modA".to_owned()],
         ..DeviceSpec::new("leaf2", None)
     };
     LabBuilder::new()
-        .binaries(binaries)
         .device(DeviceSpec::new("leaf1", None))
         .device(with_module)
         .start()

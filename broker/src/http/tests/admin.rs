@@ -7,9 +7,7 @@ use axum::Router;
 use edgehub_proto::clock::Clock;
 use edgehub_proto::message::Message;
 use edgehub_proto::stored;
-use edgehub_storage::{
-    Append, AppendBatch, CommitProgress, CommitTicket, Queue, Target,
-};
+use edgehub_storage::{Append, AppendBatch, CommitProgress, CommitTicket, Queue, Target};
 use tokio::sync::watch;
 
 use super::{exchange, get, post};
@@ -21,12 +19,17 @@ use crate::test_support::*;
 /// A process has one recorder.
 fn metrics() -> Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
-    METRICS.get_or_init(|| Metrics::start(HUB_HOST, "edge1", "0").unwrap()).clone()
+    METRICS
+        .get_or_init(|| Metrics::start(HUB_HOST, "edge1", "0").unwrap())
+        .clone()
 }
 
 fn router(test: &TestHub, readiness: Readiness) -> (Router, watch::Sender<Readiness>) {
     let (sender, receiver) = watch::channel(readiness);
-    (Admin::new(Arc::clone(&test.hub), metrics(), receiver).router(), sender)
+    (
+        Admin::new(Arc::clone(&test.hub), metrics(), receiver).router(),
+        sender,
+    )
 }
 
 async fn store(test: &TestHub, queue: &Queue, messages: usize) {
@@ -36,11 +39,26 @@ async fn store(test: &TestHub, queue: &Queue, messages: usize) {
             sender: id("leaf0"),
             message: stored::encode_message(&Message::default()),
             enqueued_ms: test.clock.unix_ms(),
-            targets: [Target { queue: queue.clone(), expires_at_ms: None }].into_iter().collect(),
+            targets: [Target {
+                queue: queue.clone(),
+                expires_at_ms: None,
+            }]
+            .into_iter()
+            .collect(),
         };
         let sequence = u64::try_from(sequence).unwrap();
-        let ticket = CommitTicket { progress: Arc::clone(&progress), sequence };
-        test.hub.store().append(AppendBatch { appends: vec![append], ticket }).await.unwrap();
+        let ticket = CommitTicket {
+            progress: Arc::clone(&progress),
+            sequence,
+        };
+        test.hub
+            .store()
+            .append(AppendBatch {
+                appends: vec![append],
+                ticket,
+            })
+            .await
+            .unwrap();
     }
     while progress.committed() < u64::try_from(messages).unwrap() {
         progress.changed().await;
@@ -77,16 +95,28 @@ async fn samples_show_the_store_as_it_is_now() {
     let line = |text: &str| answer.body.lines().any(|line| line == text);
     let labels = r#"endpoint="iothub",priority="2000000000""#;
     assert!(
-        line(&format!(r#"edgehub_queue_length{{{common},{labels},ms_telemetry="True"}} 3"#)),
+        line(&format!(
+            r#"edgehub_queue_length{{{common},{labels},ms_telemetry="True"}} 3"#
+        )),
         "{}",
         answer.body
     );
     let age = "edgehub_store_oldest_message_age_seconds";
-    assert!(line(&format!("{age}{{{common},{labels}}} 2.5")), "{}", answer.body);
+    assert!(
+        line(&format!("{age}{{{common},{labels}}} 2.5")),
+        "{}",
+        answer.body
+    );
     let commits = test.hub.store().stats().commits;
     assert!(commits > 0);
-    assert!(line(&format!("edgehub_store_commits_total{{{common}}} {commits}")));
-    assert!(line(&format!("edgehub_store_wal_syncs_total{{{common}}} 0")), "{}", answer.body);
+    assert!(line(&format!(
+        "edgehub_store_commits_total{{{common}}} {commits}"
+    )));
+    assert!(
+        line(&format!("edgehub_store_wal_syncs_total{{{common}}} 0")),
+        "{}",
+        answer.body
+    );
 }
 
 #[tokio::test]
@@ -99,13 +129,23 @@ async fn everything_else_is_not_there() {
         get("/Metrics"),
         get("/readyz/x"),
         post("/metrics", &[], ""),
-        post("/devices/edge2/modules/$edgeHub/devicesAndModulesInTargetDeviceScope", &[], "{}"),
+        post(
+            "/devices/edge2/modules/$edgeHub/devicesAndModulesInTargetDeviceScope",
+            &[],
+            "{}",
+        ),
     ] {
         let answer = exchange(router.clone(), &request).await.remove(0);
         assert_eq!((answer.status, answer.body.as_str()), (404, ""));
     }
     // No look at Host, and no need for one.
-    for request in ["GET /healthz HTTP/1.0\r\n\r\n", "GET /healthz HTTP/1.0\r\nHost: x y\r\n\r\n"] {
-        assert_eq!(exchange(router.clone(), request.as_bytes()).await[0].status, 200);
+    for request in [
+        "GET /healthz HTTP/1.0\r\n\r\n",
+        "GET /healthz HTTP/1.0\r\nHost: x y\r\n\r\n",
+    ] {
+        assert_eq!(
+            exchange(router.clone(), request.as_bytes()).await[0].status,
+            200
+        );
     }
 }

@@ -42,7 +42,11 @@ async fn every_answer_is_marked_and_pipelined_requests_are_answered_in_order() {
     let answers = exchange(echo(), &stream.concat()).await;
     let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [200, 404, 200]);
-    assert!(answers.iter().all(|answer| answer.has("x-content-type-options: nosniff")));
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.has("x-content-type-options: nosniff"))
+    );
 }
 
 #[tokio::test]
@@ -66,7 +70,11 @@ async fn a_head_that_dribbles_ends_the_connection() {
         client.write_all(beginning.as_bytes()).await.unwrap();
         let before = Instant::now();
         read_answers(&mut client).await;
-        assert_eq!(before.elapsed().as_secs(), HEADER_READ_MAX.as_secs(), "{beginning:?}");
+        assert_eq!(
+            before.elapsed().as_secs(),
+            HEADER_READ_MAX.as_secs(),
+            "{beginning:?}"
+        );
     }
 }
 
@@ -99,7 +107,10 @@ async fn a_connection_has_an_age() {
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let before = Instant::now();
     assert!(read_answers(&mut client).await.is_empty());
-    assert_eq!(before.elapsed().as_secs(), (CONNECTION_MAX + FINISH_MAX).as_secs());
+    assert_eq!(
+        before.elapsed().as_secs(),
+        (CONNECTION_MAX + FINISH_MAX).as_secs()
+    );
 }
 
 #[tokio::test]
@@ -118,7 +129,10 @@ async fn ambiguous_lengths_do_not_smuggle_a_request() {
         let request = format!("POST /echo HTTP/1.1\r\n{headers}\r\n{chunked}{smuggled}");
         let answers = exchange(echo(), request.as_bytes()).await;
         assert!(answers.len() <= 1, "{headers}: {answers:?}");
-        assert!(answers.iter().all(|answer| answer.body != "hello"), "{headers}");
+        assert!(
+            answers.iter().all(|answer| answer.body != "hello"),
+            "{headers}"
+        );
     }
 }
 
@@ -133,7 +147,10 @@ async fn what_is_not_http_1_is_refused() {
         b"GET  /x y HTTP/1.1\r\n\r\n",
     ] {
         let answers = exchange(echo(), bytes).await;
-        assert!(answers.iter().all(|answer| answer.status >= 400), "{bytes:?} {answers:?}");
+        assert!(
+            answers.iter().all(|answer| answer.status >= 400),
+            "{bytes:?} {answers:?}"
+        );
     }
 }
 
@@ -201,13 +218,19 @@ impl Listening {
             tasks: tasks.clone(),
         };
         tasks.spawn(listen(listener, echo(), context));
-        Self { address, stop, tasks }
+        Self {
+            address,
+            stop,
+            tasks,
+        }
     }
 
     async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
-        timeout(Duration::from_secs(10), self.tasks.wait()).await.expect("all tasks end");
+        timeout(HANDSHAKE_MAX / 2, self.tasks.wait())
+            .await
+            .expect("all tasks end");
     }
 }
 
@@ -226,7 +249,10 @@ async fn connections_beyond_the_limit_wait_their_turn() {
     second.write_all(&get("/")).await.unwrap();
     let mut byte = [0; 1];
     let waited = timeout(Duration::from_millis(200), second.read(&mut byte)).await;
-    assert!(waited.is_err(), "the second connection is not served beside the first");
+    assert!(
+        waited.is_err(),
+        "the second connection is not served beside the first"
+    );
     first.write_all(b"Connection: close\r\n\r\n").await.unwrap();
     assert_eq!(answer(&mut first).await.status, 200);
     drop(first);
@@ -238,7 +264,10 @@ async fn connections_beyond_the_limit_wait_their_turn() {
 async fn tls_is_served_with_and_without_a_server_name() {
     let key = rcgen::KeyPair::generate().unwrap();
     let names = vec!["edgehub".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let certificate = rcgen::CertificateParams::new(names)
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     let pem = certificate.pem();
     let versions = tls::TlsVersions::All;
     let key = key.serialize_pem();
@@ -251,16 +280,18 @@ async fn tls_is_served_with_and_without_a_server_name() {
     let by_address = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST).into());
     for name in [ServerName::try_from("edgehub").unwrap(), by_address] {
         let socket = TcpStream::connect(listening.address).await.unwrap();
-        let mut stream =
-            TlsConnector::from(Arc::clone(&client)).connect(name, socket).await.unwrap();
+        let mut stream = TlsConnector::from(Arc::clone(&client))
+            .connect(name, socket)
+            .await
+            .unwrap();
         stream.write_all(&get("/")).await.unwrap();
         assert_eq!(answer(&mut stream).await.body, "hello");
     }
     let mut plain = TcpStream::connect(listening.address).await.unwrap();
     plain.write_all(&get("/")).await.unwrap();
     read_rest(&mut plain).await;
-    drop(silent);
     listening.stop().await;
+    drop(silent);
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,7 +26,10 @@ impl Answer {
     }
 
     fn json(&self) -> serde_json::Value {
-        assert!(self.has("content-type: application/json; charset=utf-8"), "{self:?}");
+        assert!(
+            self.has("content-type: application/json; charset=utf-8"),
+            "{self:?}"
+        );
         serde_json::from_str(&self.body).unwrap()
     }
 
@@ -63,12 +66,25 @@ fn answers(mut text: &str) -> Vec<Answer> {
     while !text.is_empty() {
         let (head, rest) = text.split_once("\r\n\r\n").expect("a whole head");
         let mut lines = head.split("\r\n");
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let status = lines
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
         let headers: Vec<String> = lines.map(str::to_ascii_lowercase).collect();
-        let length = headers.iter().find_map(|line| line.strip_prefix("content-length: "));
+        let length = headers
+            .iter()
+            .find_map(|line| line.strip_prefix("content-length: "));
         let length = length.map_or(0, |length| length.parse().unwrap());
         let (body, rest) = rest.split_at(length);
-        answers.push(Answer { status, headers, body: body.to_owned() });
+        answers.push(Answer {
+            status,
+            headers,
+            body: body.to_owned(),
+        });
         text = rest;
     }
     answers
@@ -85,5 +101,6 @@ fn post(path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
 }
 
 fn get(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nHost: 172.18.0.3:9600\r\nConnection: close\r\n\r\n").into_bytes()
+    format!("GET {path} HTTP/1.1\r\nHost: 172.18.0.3:9600\r\nConnection: close\r\n\r\n")
+        .into_bytes()
 }

@@ -29,8 +29,14 @@ impl IdentityRefresh for Upstream {
         target: &'a Identity,
         on_behalf_of: &'a str,
     ) -> Pin<Box<dyn Future<Output = RefreshOutcome> + Send + 'a>> {
-        self.asked.lock().push(format!("{target} for {on_behalf_of}"));
-        let known = self.knows.iter().find(|record| record.identity == *target).cloned();
+        self.asked
+            .lock()
+            .push(format!("{target} for {on_behalf_of}"));
+        let known = self
+            .knows
+            .iter()
+            .find(|record| record.identity == *target)
+            .cloned();
         let outcome = match known {
             Some(record) => {
                 self.cache.apply(ScopeChange::Upsert(vec![record]));
@@ -67,7 +73,11 @@ pub(super) fn head_of(
     let clock = Arc::new(ManualClock::new(NOW_S * 1000));
     let authenticator = authenticator(&cache, &clock, Some(Arc::clone(&upstream) as _));
     let router = ScopeApi::new(Arc::clone(&cache), authenticator).router();
-    Head { cache, upstream, router }
+    Head {
+        cache,
+        upstream,
+        router,
+    }
 }
 
 pub(super) const SCOPE: &str = "devicesAndModulesInTargetDeviceScope";
@@ -93,7 +103,11 @@ fn names(answer: &Answer) -> Vec<String> {
     assert_eq!(answer.status, 200, "{answer:?}");
     let json = answer.json();
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    let devices = json["devices"].as_array().unwrap().iter().map(|d| text(&d["deviceId"]));
+    let devices = json["devices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|d| text(&d["deviceId"]));
     let modules = json["modules"].as_array().unwrap().iter();
     let modules = modules.map(|m| format!("{}/{}", text(&m["deviceId"]), text(&m["moduleId"])));
     devices.chain(modules).collect()
@@ -102,18 +116,37 @@ fn names(answer: &Answer) -> Vec<String> {
 #[tokio::test]
 async fn a_child_hub_is_told_what_is_below_it() {
     let head = head(vec![], RefreshOutcome::Unavailable);
-    let own = call(&head, "edge2", SCOPE, r#"{"pageSize":100,"authChain":"edge2"}"#).await;
+    let own = call(
+        &head,
+        "edge2",
+        SCOPE,
+        r#"{"pageSize":100,"authChain":"edge2"}"#,
+    )
+    .await;
     let all = ["edge2", "edge3", "leaf1", "edge2/$edgeHub", "leaf1/modB"];
     assert_eq!(names(&own), all);
     // Properties in the reference's order, `type` last: the child's setters depend on it.
-    assert!(own.body.starts_with(r#"{"devices":[{"deviceId":"#), "{}", own.body);
-    assert!(own.body.contains(r#""type":"sas"},"capabilities":{"iotEdge":true}"#));
-    assert!(own.body.contains(&format!(r#"{{"primaryKey":"{}""#, key("leaf1", 0))));
+    assert!(
+        own.body.starts_with(r#"{"devices":[{"deviceId":"#),
+        "{}",
+        own.body
+    );
+    assert!(
+        own.body
+            .contains(r#""type":"sas"},"capabilities":{"iotEdge":true}"#)
+    );
+    assert!(
+        own.body
+            .contains(&format!(r#"{{"primaryKey":"{}""#, key("leaf1", 0)))
+    );
     assert!(own.body.ends_with(r#","continuationLink":null}"#));
 
     let deeper = call(&head, "edge2", SCOPE, r#"{"authChain":"edge3;edge2"}"#).await;
     assert_eq!(names(&deeper), ["edge3", "edge3/$edgeHub"]);
-    assert!(head.upstream.asked.lock().is_empty(), "this call never asks upstream");
+    assert!(
+        head.upstream.asked.lock().is_empty(),
+        "this call never asks upstream"
+    );
 }
 
 #[tokio::test]
@@ -129,7 +162,10 @@ async fn pages_are_followed_by_their_links() {
         seen.extend(names(&page));
         link = page.json()["continuationLink"].clone();
     }
-    assert_eq!(seen, ["edge2", "edge3", "leaf1", "edge2/$edgeHub", "leaf1/modB"]);
+    assert_eq!(
+        seen,
+        ["edge2", "edge3", "leaf1", "edge2/$edgeHub", "leaf1/modB"]
+    );
     assert!(link.is_null());
 }
 
@@ -144,7 +180,10 @@ async fn one_identity_is_fetched_from_upstream_first() {
     let body = r#"{"targetDeviceId":"leaf1","targetModuleId":"modB","authChain":"edge2"}"#;
     let answer = call(&head, "edge2", IDENTITY, body).await;
     assert_eq!(names(&answer), ["leaf1", "leaf1/modB"]);
-    assert_eq!(head.upstream.asked.lock().last().unwrap(), "leaf1/modB for edge2");
+    assert_eq!(
+        head.upstream.asked.lock().last().unwrap(),
+        "leaf1/modB for edge2"
+    );
 }
 
 #[tokio::test]
@@ -152,7 +191,10 @@ async fn an_unknown_identity_is_denied_only_on_positive_evidence() {
     let body = r#"{"targetDeviceId":"nobody","authChain":"edge2"}"#;
     let denied = head(vec![], RefreshOutcome::NotFound);
     let answer = call(&denied, "edge2", IDENTITY, body).await;
-    assert_eq!(answer.body, r#"{"devices":[],"modules":[],"continuationLink":null}"#);
+    assert_eq!(
+        answer.body,
+        r#"{"devices":[],"modules":[],"continuationLink":null}"#
+    );
     for outcome in [RefreshOutcome::Unavailable, RefreshOutcome::Limited] {
         let offline = head(vec![], outcome);
         let answer = call(&offline, "edge2", IDENTITY, body).await;
@@ -160,14 +202,20 @@ async fn an_unknown_identity_is_denied_only_on_positive_evidence() {
         assert_eq!(answer.error(), "nobody is not known now");
         // What is known is told, whether upstream is there or not.
         let body = r#"{"targetDeviceId":"leaf1","authChain":"edge2"}"#;
-        assert_eq!(names(&call(&offline, "edge2", IDENTITY, body).await), ["leaf1"]);
+        assert_eq!(
+            names(&call(&offline, "edge2", IDENTITY, body).await),
+            ["leaf1"]
+        );
     }
 }
 
 #[tokio::test]
 async fn ids_of_the_path_are_decoded_once() {
     let cache = sample_cache();
-    cache.apply(ScopeChange::Upsert(vec![edge("a%41", Some("edge1")), module("a%41/$edgeHub")]));
+    cache.apply(ScopeChange::Upsert(vec![
+        edge("a%41", Some("edge1")),
+        module("a%41/$edgeHub"),
+    ]));
     let head = head_of(cache, vec![], RefreshOutcome::NotFound);
     let token = token("a%41/$edgeHub");
     let call = async |path: &str| {
@@ -178,7 +226,11 @@ async fn ids_of_the_path_are_decoded_once() {
         format!("/devices/a%2541/modules/%24edgeHub/{SCOPE}"),
         format!("/devices/%61%25%34%31/modules/$edgeHub/{SCOPE}?x=%zz"),
     ] {
-        assert_eq!(names(&call(&path).await), ["a%41", "a%41/$edgeHub"], "{path}");
+        assert_eq!(
+            names(&call(&path).await),
+            ["a%41", "a%41/$edgeHub"],
+            "{path}"
+        );
     }
     for path in [
         format!("/devices//modules/$edgeHub/{SCOPE}"),

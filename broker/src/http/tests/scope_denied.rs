@@ -17,7 +17,10 @@ use crate::test_support::*;
 async fn call_with(head: &Head, caller: &str, token: Option<&str>, chain: &str) -> Answer {
     let (device, module) = caller.split_once('/').unwrap();
     let body = format!(r#"{{"authChain":"{chain}"}}"#);
-    let headers: Vec<_> = token.into_iter().map(|token| ("Authorization", token)).collect();
+    let headers: Vec<_> = token
+        .into_iter()
+        .map(|token| ("Authorization", token))
+        .collect();
     let path = format!("/devices/{device}/modules/{module}/{SCOPE}");
     one(head, &post(&path, &headers, &body)).await
 }
@@ -31,10 +34,20 @@ async fn only_a_hub_with_its_own_token_is_answered() {
     let other_hub = good.replace("h.azure-devices.net", "i.azure-devices.net");
     for (token, text) in [
         (None, unable),
-        (Some(token_with("edge2/$edgeHub", &key("edge2/$edgeHub", 1), NOW_S + 60)), unable),
+        (
+            Some(token_with(
+                "edge2/$edgeHub",
+                &key("edge2/$edgeHub", 1),
+                NOW_S + 60,
+            )),
+            unable,
+        ),
         // A device's key and token do not act for others.
         (Some(token("edge2")), unable),
-        (Some(token_with("edge2/$edgeHub", &key("edge2", 0), NOW_S + 60)), unable),
+        (
+            Some(token_with("edge2/$edgeHub", &key("edge2", 0), NOW_S + 60)),
+            unable,
+        ),
         (Some(token("edge10/$edgeHub")), unable),
         (Some(token("edge1/$edgeHub")), unable),
         (Some(expired), unable),
@@ -46,9 +59,18 @@ async fn only_a_hub_with_its_own_token_is_answered() {
         ),
     ] {
         let answer = call_with(&head, "edge2/$edgeHub", token.as_deref(), "edge2").await;
-        assert_eq!((answer.status, answer.error().as_str()), (401, text), "{token:?}");
+        assert_eq!(
+            (answer.status, answer.error().as_str()),
+            (401, text),
+            "{token:?}"
+        );
     }
-    assert_eq!(call_with(&head, "edge2/$edgeHub", Some(&good), "edge2").await.status, 200);
+    assert_eq!(
+        call_with(&head, "edge2/$edgeHub", Some(&good), "edge2")
+            .await
+            .status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -64,7 +86,12 @@ async fn two_authorization_headers_are_none() {
 #[tokio::test]
 async fn the_path_must_name_an_edge_hub() {
     let head = head(vec![], RefreshOutcome::NotFound);
-    for caller in ["edge2/modA", "edge2/$edgeAgent", "edge2/$EDGEHUB", "edge2/$edgeHub2"] {
+    for caller in [
+        "edge2/modA",
+        "edge2/$edgeAgent",
+        "edge2/$EDGEHUB",
+        "edge2/$edgeHub2",
+    ] {
         let answer = call_with(&head, caller, Some(&token(caller)), "edge2").await;
         assert_eq!(answer.status, 401, "{caller}");
     }
@@ -95,13 +122,20 @@ async fn siblings_ancestors_and_namesakes_are_not_told_about() {
         head.upstream.asked.lock().clear();
         let answer = call(&head, caller, IDENTITY, &body).await;
         assert_eq!(answer.status, 401, "{caller} {chain}");
-        assert_eq!(*head.upstream.asked.lock(), [""; 0], "nothing is asked for it: {chain}");
+        assert_eq!(
+            *head.upstream.asked.lock(),
+            [""; 0],
+            "nothing is asked for it: {chain}"
+        );
     }
     for (caller, target) in [("edge3", "leaf1"), ("edge2", "leaf0"), ("edge10", "leaf1")] {
         let body = format!(r#"{{"targetDeviceId":"{target}","authChain":"{caller}"}}"#);
         let answer = call(&head, caller, IDENTITY, &body).await;
         assert_eq!(answer.status, 401, "{caller} {target}");
-        assert_eq!(answer.error(), format!("{target} is not in the scope of the calling device"));
+        assert_eq!(
+            answer.error(),
+            format!("{target} is not in the scope of the calling device")
+        );
     }
 }
 
@@ -112,7 +146,10 @@ async fn a_hub_that_does_not_know_yet_says_so() {
     let good = token("edge2/$edgeHub");
     let answer = call_with(&starting, "edge2/$edgeHub", Some(&good), "edge2").await;
     assert_eq!(answer.status, 503);
-    assert_eq!(answer.error(), "Cannot decide about device with Id edge2/$edgeHub now");
+    assert_eq!(
+        answer.error(),
+        "Cannot decide about device with Id edge2/$edgeHub now"
+    );
     starting.cache.apply(ScopeChange::Upsert(sample_scope()));
     let answer = call_with(&starting, "edge2/$edgeHub", Some(&good), "edge2").await;
     assert_eq!(answer.status, 200);
@@ -121,14 +158,31 @@ async fn a_hub_that_does_not_know_yet_says_so() {
 #[tokio::test]
 async fn a_body_that_makes_no_sense_is_the_callers_fault() {
     let head = head(vec![], RefreshOutcome::NotFound);
-    let deep = format!(r#"{{"authChain":{}1{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
+    let deep = format!(
+        r#"{{"authChain":{}1{}}}"#,
+        "[".repeat(10_000),
+        "]".repeat(10_000)
+    );
     let long = format!(r#"{{"authChain":"{}"}}"#, "edge2;".repeat(17));
     for body in [
-        "", "null", "[]", "{}", "{", r#""edge2""#, r#"{"authChain":null}"#, r#"{"authChain":7}"#,
-        r#"{"authChain":""}"#, r#"{"authChain":";;"}"#, r#"{"authChain":"edge 2"}"#,
-        r#"{"authChain":"edge2/$edgeHub;edge2"}"#, r#"{"authChain":"edge2"}x"#,
-        r#"{"authChain":"edge2","authChain":"edge2"}"#, "\u{feff}{}",
-        r#"{"authChain":"edge2","continuationLink":"%%"}"#, &deep, &long,
+        "",
+        "null",
+        "[]",
+        "{}",
+        "{",
+        r#""edge2""#,
+        r#"{"authChain":null}"#,
+        r#"{"authChain":7}"#,
+        r#"{"authChain":""}"#,
+        r#"{"authChain":";;"}"#,
+        r#"{"authChain":"edge 2"}"#,
+        r#"{"authChain":"edge2/$edgeHub;edge2"}"#,
+        r#"{"authChain":"edge2"}x"#,
+        r#"{"authChain":"edge2","authChain":"edge2"}"#,
+        "\u{feff}{}",
+        r#"{"authChain":"edge2","continuationLink":"%%"}"#,
+        &deep,
+        &long,
     ] {
         let answer = call(&head, "edge2", SCOPE, body).await;
         assert_eq!(answer.status, 400, "{body}: {answer:?}");
@@ -154,7 +208,12 @@ async fn a_body_is_bounded_in_size_and_time() {
         let body = r#"{"authChain":"edge2"}"#;
         format!("{}{body}", " ".repeat(bytes - body.len()))
     };
-    assert_eq!(call(&head, "edge2", SCOPE, &padded(BODY_BYTES_MAX)).await.status, 200);
+    assert_eq!(
+        call(&head, "edge2", SCOPE, &padded(BODY_BYTES_MAX))
+            .await
+            .status,
+        200
+    );
     let answer = call(&head, "edge2", SCOPE, &padded(BODY_BYTES_MAX + 1)).await;
     assert_eq!(answer.status, 413);
     assert_eq!(answer.error(), "the body is too large");
@@ -166,9 +225,14 @@ async fn a_body_that_dribbles_is_not_waited_for() {
     let mut client = connect(head.router.clone(), CancellationToken::new());
     let path = format!("/devices/edge2/modules/$edgeHub/{SCOPE}");
     let headers = [("Authorization", token("edge2/$edgeHub"))];
-    let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let headers = headers
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
     let request = post(&path, &headers, r#"{"authChain":"edge2"}"#);
-    client.write_all(&request[..request.len() - 1]).await.unwrap();
+    client
+        .write_all(&request[..request.len() - 1])
+        .await
+        .unwrap();
     let before = tokio::time::Instant::now();
     let answers = read_answers(&mut client).await;
     assert_eq!(answers[0].status, 408);
@@ -221,11 +285,22 @@ async fn no_token_and_no_key_reaches_the_log() {
     }
     let not_json = format!(r#"{{"authChain":"edge2",{good}"#);
     assert_eq!(call(&head, "edge2", SCOPE, &not_json).await.status, 400);
-    exchange(head.router.clone(), format!("GET / HTTP/1.1\r\n{good}\r\n\r\n").as_bytes()).await;
+    exchange(
+        head.router.clone(),
+        format!("GET / HTTP/1.1\r\n{good}\r\n\r\n").as_bytes(),
+    )
+    .await;
     let log = String::from_utf8(sink.0.lock().clone()).unwrap();
-    assert!(log.contains("Refused a scope call of edge2/$edgeHub: wrong signature"), "{log}");
-    for secret in ["sig=", "SharedAccessSignature sr", &key("edge2/$edgeHub", 0), &key("leaf1", 0)]
-    {
+    assert!(
+        log.contains("Refused a scope call of edge2/$edgeHub: wrong signature"),
+        "{log}"
+    );
+    for secret in [
+        "sig=",
+        "SharedAccessSignature sr",
+        &key("edge2/$edgeHub", 0),
+        &key("leaf1", 0),
+    ] {
         assert!(!log.contains(secret), "{secret} in\n{log}");
     }
 }
