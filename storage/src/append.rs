@@ -26,7 +26,8 @@ pub struct AppendBatch {
 impl AppendBatch {
     /// What the batch costs of the intake.
     pub(crate) fn cost(&self) -> usize {
-        self.message_bytes().saturating_add(self.appends.len() * APPEND_OVERHEAD_BYTES)
+        self.message_bytes()
+            .saturating_add(self.appends.len() * APPEND_OVERHEAD_BYTES)
     }
 
     pub(crate) fn message_bytes(&self) -> usize {

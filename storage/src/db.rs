@@ -54,7 +54,8 @@ impl Db {
     pub(crate) fn open(config: &StoreConfig, existing: &[String]) -> Result<Self, rocksdb::Error> {
         let cache = Cache::new_lru_cache(config.block_cache_bytes);
         let options = database_options(config);
-        let ours = Cf::ALL.map(|cf| ColumnFamilyDescriptor::new(cf.name(), table(config, cf, &cache)));
+        let ours =
+            Cf::ALL.map(|cf| ColumnFamilyDescriptor::new(cf.name(), table(config, cf, &cache)));
         // What a later version has added has to be opened too, or its version cannot be read.
         let others = existing.iter().filter(|name| {
             *name != "default" && Cf::ALL.iter().all(|cf| cf.name() != name.as_str())
@@ -83,7 +84,9 @@ impl Db {
     pub(crate) fn close(&self) -> Result<(), StoreError> {
         let flushed = self.with(|open| {
             open.db.cancel_all_background_work(false);
-            open.db.flush_wal(true).map_err(|e| StoreError::database("sync its log", &e))
+            open.db
+                .flush_wal(true)
+                .map_err(|e| StoreError::database("sync its log", &e))
         });
         let db = self.inner.write().take();
         drop(db);
@@ -93,13 +96,16 @@ impl Db {
     /// RocksDB's own count of log syncs.
     #[cfg(test)]
     pub(crate) fn wal_files_synced(&self) -> u64 {
-        self.options.get_ticker_count(rocksdb::statistics::Ticker::WalFileSynced)
+        self.options
+            .get_ticker_count(rocksdb::statistics::Ticker::WalFileSynced)
     }
 }
 
 impl<'a> Open<'a> {
     pub(crate) fn cf(&self, cf: Cf) -> Result<&'a ColumnFamily, StoreError> {
-        self.db.cf_handle(cf.name()).ok_or(StoreError::Record { what: "column families" })
+        self.db.cf_handle(cf.name()).ok_or(StoreError::Record {
+            what: "column families",
+        })
     }
 
     pub(crate) fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -109,7 +115,9 @@ impl<'a> Open<'a> {
 
     pub(crate) fn exists(&self, cf: Cf, key: &[u8]) -> Result<bool, StoreError> {
         let found = self.db.get_pinned_cf(self.cf(cf)?, key);
-        Ok(found.map_err(|e| StoreError::database("read a value", &e))?.is_some())
+        Ok(found
+            .map_err(|e| StoreError::database("read a value", &e))?
+            .is_some())
     }
 
     /// All pairs (key, value) of a small column family whose keys begin with `prefix`, in order.
@@ -131,31 +139,55 @@ impl<'a> Open<'a> {
         let mut options = WriteOptions::default();
         options.set_sync(sync);
         let written = self.db.write_opt(batch, &options);
-        written.map_err(|e| StoreError::CommitFailed { reason: e.to_string() })
+        written.map_err(|e| StoreError::CommitFailed {
+            reason: e.to_string(),
+        })
     }
 
     /// Gives the files of deleted entries back when that is worth it. Takes seconds for a
-    /// large backlog; for the maintenance thread only.
-    pub(crate) fn compact_deleted(
+    /// large backlog; for the maintenance thread only. Whether it was worth it.
+    pub(crate) fn compact_entries(
         &self,
         number: u32,
         offsets: &std::ops::Range<u64>,
     ) -> Result<bool, StoreError> {
-        let queues = self.cf(Cf::Queues)?;
         let (from, to) = entry_range(number, offsets);
-        let bytes = self.db.get_approximate_sizes_cf(queues, &[Range::new(&from, &to)]);
-        if bytes.iter().sum::<u64>() < COMPACT_BYTES {
+        let queues = self.cf(Cf::Queues)?;
+        if self.file_bytes(queues, &from, &to) < COMPACT_BYTES {
             return Ok(false);
         }
         let (_, last) = entry_range(number, &(offsets.start..offsets.end.saturating_sub(1)));
         self.db
             .delete_file_in_range_cf(queues, from, last)
             .map_err(|e| StoreError::database("delete files", &e))?;
+        self.compact(queues, &from, &to);
+        Ok(true)
+    }
+
+    /// The same for shared messages; some in the range may be alive.
+    pub(crate) fn compact_messages(&self, ids: &std::ops::Range<u64>) -> Result<bool, StoreError> {
+        let (from, to) = (ids.start.to_be_bytes(), ids.end.to_be_bytes());
+        let messages = self.cf(Cf::Messages)?;
+        if self.file_bytes(messages, &from, &to) < COMPACT_BYTES {
+            return Ok(false);
+        }
+        self.compact(messages, &from, &to);
+        Ok(true)
+    }
+
+    fn file_bytes(&self, cf: &ColumnFamily, from: &[u8], to: &[u8]) -> u64 {
+        self.db
+            .get_approximate_sizes_cf(cf, &[Range::new(from, to)])
+            .iter()
+            .sum()
+    }
+
+    fn compact(&self, cf: &ColumnFamily, from: &[u8], to: &[u8]) {
         let mut options = CompactOptions::default();
         // Otherwise ordinary compactions stop meanwhile, and with them, in time, the writer.
         options.set_exclusive_manual_compaction(false);
-        self.db.compact_range_cf_opt(queues, Some(from), Some(to), &options);
-        Ok(true)
+        self.db
+            .compact_range_cf_opt(cf, Some(from), Some(to), &options);
     }
 }
 

@@ -73,13 +73,19 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn database(action: &'static str, error: &rocksdb::Error) -> Self {
-        Self::Database { action, reason: error.to_string() }
+        Self::Database {
+            action,
+            reason: error.to_string(),
+        }
     }
 
     /// Whether the same call may succeed later without anybody's help.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database { .. } | Self::CommitFailed { .. } | Self::Locked { .. })
+        matches!(
+            self,
+            Self::Database { .. } | Self::CommitFailed { .. } | Self::Locked { .. }
+        )
     }
 }
 

@@ -18,6 +18,7 @@ pub struct CommitFaults {
 struct State {
     delay: (Duration, Duration),
     fail_next: u32,
+    panic_next: bool,
     held: bool,
     closing: bool,
     random: u64,
@@ -28,6 +29,7 @@ impl Default for State {
         Self {
             delay: (Duration::ZERO, Duration::ZERO),
             fail_next: 0,
+            panic_next: false,
             held: false,
             closing: false,
             random: 0x9e37_79b9_7f4a_7c15,
@@ -49,6 +51,12 @@ impl CommitFaults {
     /// Lets the next `n` commits fail.
     pub fn fail_next(&self, n: u32) {
         self.state.lock().fail_next = n;
+    }
+
+    /// Lets the next commit panic: a fault of the writer itself.
+    #[cfg(test)]
+    pub(crate) fn panic_next(&self) {
+        self.state.lock().panic_next = true;
     }
 
     /// Holds commits, or releases them.
@@ -76,6 +84,13 @@ impl CommitFaults {
         }
         while state.held && !state.closing {
             self.changed.wait(&mut state);
+        }
+        if std::mem::take(&mut state.panic_next) {
+            drop(state);
+            #[expect(clippy::panic, reason = "the fault that was asked for")]
+            {
+                panic!("injected panic");
+            }
         }
         if state.fail_next > 0 {
             state.fail_next -= 1;

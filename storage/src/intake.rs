@@ -98,7 +98,11 @@ impl Intake {
     /// Waits for room. Nothing is handed over unless it returns `Ok`.
     pub(crate) async fn append(&self, batch: AppendBatch) -> Result<(), StoreClosed> {
         let cost = clamp(batch.cost(), self.append_bytes_max);
-        self.append_bytes.acquire_many(cost).await.map_err(|_| StoreClosed)?.forget();
+        self.append_bytes
+            .acquire_many(cost)
+            .await
+            .map_err(|_| StoreClosed)?
+            .forget();
         self.push(Item::Append(batch, cost))
     }
 
@@ -109,7 +113,8 @@ impl Intake {
             Err(TryAcquireError::NoPermits) => return Err(TryAppendError::Full(batch)),
             Err(TryAcquireError::Closed) => return Err(TryAppendError::Closed),
         }
-        self.push(Item::Append(batch, cost)).map_err(|StoreClosed| TryAppendError::Closed)
+        self.push(Item::Append(batch, cost))
+            .map_err(|StoreClosed| TryAppendError::Closed)
     }
 
     pub(crate) async fn settle(&self, item: SettleItem) -> Result<(), StoreClosed> {
@@ -126,7 +131,11 @@ impl Intake {
 
     async fn control_room(&self, cost: usize) -> Result<u32, StoreClosed> {
         let cost = clamp(cost, CONTROL_INTAKE);
-        self.control.acquire_many(cost).await.map_err(|_| StoreClosed)?.forget();
+        self.control
+            .acquire_many(cost)
+            .await
+            .map_err(|_| StoreClosed)?
+            .forget();
         Ok(cost)
     }
 
@@ -162,7 +171,11 @@ impl Intake {
                     if self.ready.wait_for(&mut state, timeout).timed_out()
                         && state.items.is_empty()
                     {
-                        return if state.closed { Waited::Closed } else { Waited::TimedOut };
+                        return if state.closed {
+                            Waited::Closed
+                        } else {
+                            Waited::TimedOut
+                        };
                     }
                 }
             }
@@ -184,7 +197,8 @@ impl Intake {
 
     /// Bytes of appends that wait.
     pub(crate) fn append_bytes(&self) -> usize {
-        self.append_bytes_max.saturating_sub(self.append_bytes.available_permits())
+        self.append_bytes_max
+            .saturating_sub(self.append_bytes.available_permits())
     }
 }
 
@@ -199,8 +213,14 @@ mod tests {
     use crate::append::{CommitProgress, CommitTicket};
 
     fn batch() -> AppendBatch {
-        let ticket = CommitTicket { progress: CommitProgress::new(), sequence: 1 };
-        AppendBatch { appends: Vec::new(), ticket }
+        let ticket = CommitTicket {
+            progress: CommitProgress::new(),
+            sequence: 1,
+        };
+        AppendBatch {
+            appends: Vec::new(),
+            ticket,
+        }
     }
 
     #[tokio::test]
@@ -208,15 +228,31 @@ mod tests {
         let intake = Intake::new(2);
         intake.append(batch()).await.unwrap();
         intake.try_append(batch()).unwrap();
-        assert!(matches!(intake.try_append(batch()), Err(TryAppendError::Full(_))));
+        assert!(matches!(
+            intake.try_append(batch()),
+            Err(TryAppendError::Full(_))
+        ));
         assert_eq!(intake.append_bytes(), 2);
-        let queue = Arc::new(QueueState::new(QueueId { endpoint: "q".into(), priority: 0 }, 0));
-        let settle = SettleItem { queue, settled: Vec::new(), reply: None };
+        let queue = Arc::new(QueueState::new(
+            QueueId {
+                endpoint: "q".into(),
+                priority: 0,
+            },
+            0,
+        ));
+        let settle = SettleItem {
+            queue,
+            settled: Vec::new(),
+            reply: None,
+        };
         intake.settle(settle).await.unwrap();
         let mut taken = VecDeque::new();
         assert_eq!(intake.wait(&mut taken, None), Waited::Items);
         assert_eq!(taken.len(), 3);
-        assert!(intake.try_append(batch()).is_err(), "taken is not committed");
+        assert!(
+            intake.try_append(batch()).is_err(),
+            "taken is not committed"
+        );
         intake.release(2, 1);
         intake.try_append(batch()).unwrap();
     }
@@ -232,7 +268,10 @@ mod tests {
         tokio::task::yield_now().await;
         intake.close();
         assert_eq!(waiting.await.unwrap(), Err(StoreClosed));
-        assert!(matches!(intake.try_append(batch()), Err(TryAppendError::Closed)));
+        assert!(matches!(
+            intake.try_append(batch()),
+            Err(TryAppendError::Closed)
+        ));
         let mut taken = VecDeque::new();
         assert_eq!(intake.wait(&mut taken, None), Waited::Items);
         assert_eq!(intake.wait(&mut taken, None), Waited::Closed);
@@ -243,6 +282,9 @@ mod tests {
     fn waiting_ends_with_the_time() {
         let intake = Intake::new(1);
         let mut taken = VecDeque::new();
-        assert_eq!(intake.wait(&mut taken, Some(Duration::from_millis(1))), Waited::TimedOut);
+        assert_eq!(
+            intake.wait(&mut taken, Some(Duration::from_millis(1))),
+            Waited::TimedOut
+        );
     }
 }

@@ -53,7 +53,12 @@ impl std::fmt::Debug for KvOp {
     /// Without values: they may be secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Put { column, key, value, sealed } => f
+            Self::Put {
+                column,
+                key,
+                value,
+                sealed,
+            } => f
                 .debug_struct("Put")
                 .field("column", column)
                 .field("key", &String::from_utf8_lossy(key))

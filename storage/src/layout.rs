@@ -91,11 +91,17 @@ pub(crate) fn numbered(prefix: &[u8], number: u32) -> Vec<u8> {
 }
 
 pub(crate) fn read_u32(bytes: &[u8], what: &'static str) -> Result<u32, StoreError> {
-    bytes.try_into().map(u32::from_be_bytes).map_err(|_| StoreError::Record { what })
+    bytes
+        .try_into()
+        .map(u32::from_be_bytes)
+        .map_err(|_| StoreError::Record { what })
 }
 
 pub(crate) fn read_u64(bytes: &[u8], what: &'static str) -> Result<u64, StoreError> {
-    bytes.try_into().map(u64::from_be_bytes).map_err(|_| StoreError::Record { what })
+    bytes
+        .try_into()
+        .map(u64::from_be_bytes)
+        .map_err(|_| StoreError::Record { what })
 }
 
 /// A queue entry's record, borrowed from its bytes.
@@ -134,7 +140,9 @@ impl<'a> EntryRecord<'a> {
 
     /// Fields of a later version are skipped; a later record version is an error.
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, StoreError> {
-        Self::parse(bytes).ok_or(StoreError::Record { what: "queue entry" })
+        Self::parse(bytes).ok_or(StoreError::Record {
+            what: "queue entry",
+        })
     }
 
     fn parse(mut rest: &'a [u8]) -> Option<Self> {
@@ -211,7 +219,10 @@ fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 /// First and one past the last key of a queue's offsets.
 pub(crate) fn entry_range(number: u32, offsets: &Range<u64>) -> ([u8; 12], [u8; 12]) {
-    (entry_key(number, offsets.start), entry_key(number, offsets.end))
+    (
+        entry_key(number, offsets.start),
+        entry_key(number, offsets.end),
+    )
 }
 
 #[cfg(test)]
@@ -284,7 +295,11 @@ mod tests {
 
     #[test]
     fn a_later_record_version_is_refused() {
-        let later = QueueEntry { version: 2, sender: "d".into(), ..QueueEntry::default() };
+        let later = QueueEntry {
+            version: 2,
+            sender: "d".into(),
+            ..QueueEntry::default()
+        };
         assert!(EntryRecord::decode(&later.encode_to_vec()).is_err());
         assert!(entry_offset(b"short").is_none());
     }

@@ -79,7 +79,11 @@ pub(crate) fn open(
         tracing::error!(%problem, kind = wrap.kind(), "sealed values of the store are not readable");
     }
     let store = writer::start(config, clock, db, sealer, recovered)?;
-    Ok(Opened { store, moved_aside, seal_problem })
+    Ok(Opened {
+        store,
+        moved_aside,
+        seal_problem,
+    })
 }
 
 /// Why a folder was not opened.
@@ -95,12 +99,18 @@ impl Refused {
     fn into_error(self) -> StoreError {
         match self {
             Self::Error(error) => error,
-            Self::Unusable { reason, .. } => StoreError::Database { action: "be created", reason },
+            Self::Unusable { reason, .. } => StoreError::Database {
+                action: "be created",
+                reason,
+            },
         }
     }
 
     fn corrupt(reason: impl Into<String>) -> Self {
-        Self::Unusable { kind: "corrupt", reason: reason.into() }
+        Self::Unusable {
+            kind: "corrupt",
+            reason: reason.into(),
+        }
     }
 }
 
@@ -146,7 +156,10 @@ fn column_families(path: &Path) -> Result<Vec<String>, Refused> {
         return Ok(names);
     }
     let reason = format!("it was written by another program, probably the C# hub ({names:?})");
-    Err(Refused::Unusable { kind: "csharp", reason })
+    Err(Refused::Unusable {
+        kind: "csharp",
+        reason,
+    })
 }
 
 /// Whether there are tables or logs: a creation cut short leaves neither.
@@ -155,7 +168,10 @@ fn holds_data(path: &Path) -> Result<bool, StoreError> {
         let file = file.map_err(|source| folder("list", path, source))?;
         let name = file.file_name();
         let name = name.to_string_lossy();
-        if [".sst", ".ldb", ".log"].iter().any(|suffix| name.ends_with(suffix)) {
+        if [".sst", ".ldb", ".log"]
+            .iter()
+            .any(|suffix| name.ends_with(suffix))
+        {
             return Ok(true);
         }
     }
@@ -167,7 +183,9 @@ fn holds_data(path: &Path) -> Result<bool, StoreError> {
 fn judge(path: &Path, error: &rocksdb::Error) -> Refused {
     let text = error.to_string();
     if text.contains("While lock file") || text.contains("lock hold by current process") {
-        return Refused::Error(StoreError::Locked { path: path.to_owned() });
+        return Refused::Error(StoreError::Locked {
+            path: path.to_owned(),
+        });
     }
     match error.kind() {
         ErrorKind::Corruption
@@ -180,11 +198,18 @@ fn judge(path: &Path, error: &rocksdb::Error) -> Refused {
 }
 
 fn folder(action: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Folder { action, path: path.to_owned(), source }
+    StoreError::Folder {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn make_folder(path: &Path) -> Result<(), StoreError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
     made.map_err(|source| folder("make", path, source))?;
     let private = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
     private.map_err(|source| folder("protect", path, source))
@@ -226,7 +251,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -235,11 +264,17 @@ fn check_format(open: &Open<'_>, path: &Path) -> Result<(), StoreError> {
     match open.get(Cf::Meta, META_FORMAT)? {
         None => {
             let mut batch = WriteBatch::default();
-            batch.put_cf(open.cf(Cf::Meta)?, META_FORMAT, FORMAT_VERSION.to_be_bytes());
+            batch.put_cf(
+                open.cf(Cf::Meta)?,
+                META_FORMAT,
+                FORMAT_VERSION.to_be_bytes(),
+            );
             open.write(batch, true)
         }
         Some(stored) => match read_u32(&stored, "format version")? {
-            0 => Err(StoreError::Record { what: "format version" }),
+            0 => Err(StoreError::Record {
+                what: "format version",
+            }),
             found if found > FORMAT_VERSION => Err(StoreError::NewerFormat {
                 path: path.to_owned(),
                 found,
@@ -251,18 +286,26 @@ fn check_format(open: &Open<'_>, path: &Path) -> Result<(), StoreError> {
 }
 
 fn recover(open: &Open<'_>) -> Result<Recovered, StoreError> {
-    let mut recovered = Recovered { next_shared: 1, ..Recovered::default() };
+    let mut recovered = Recovered {
+        next_shared: 1,
+        ..Recovered::default()
+    };
     if let Some(stored) = open.get(Cf::Meta, META_SHARED)? {
         recovered.next_shared = read_u64(&stored, "reserved id")?.max(1);
     }
     for (key, value) in open.scan(Cf::Meta, META_DATA_KEY)? {
-        let number = read_u32(key.get(META_DATA_KEY.len()..).unwrap_or_default(), "data key")?;
+        let number = read_u32(
+            key.get(META_DATA_KEY.len()..).unwrap_or_default(),
+            "data key",
+        )?;
         recovered.data_keys.push((number, value.into_vec()));
     }
     for (_, value) in open.scan(Cf::Meta, META_QUEUE)? {
         let info = QueueInfo::decode(&*value).map_err(|_| StoreError::Record { what: "queue" })?;
         if usize::try_from(info.number).ok() != Some(recovered.queues.len()) {
-            return Err(StoreError::Record { what: "queue numbers" });
+            return Err(StoreError::Record {
+                what: "queue numbers",
+            });
         }
         recovered.queues.push(Arc::new(recover_queue(open, info)?));
     }
@@ -274,7 +317,10 @@ fn recover(open: &Open<'_>) -> Result<Recovered, StoreError> {
 fn recover_queue(open: &Open<'_>, info: QueueInfo) -> Result<QueueState, StoreError> {
     let damaged = |_| StoreError::Record { what: "checkpoint" };
     let checkpoint = match open.get(Cf::Checkpoints, &info.number.to_be_bytes())? {
-        None => Checkpoint { version: RECORD_VERSION, ..Checkpoint::default() },
+        None => Checkpoint {
+            version: RECORD_VERSION,
+            ..Checkpoint::default()
+        },
         Some(stored) => Checkpoint::decode(&*stored).map_err(|_| damaged(""))?,
     };
     if checkpoint.version != RECORD_VERSION
@@ -282,29 +328,37 @@ fn recover_queue(open: &Open<'_>, info: QueueInfo) -> Result<QueueState, StoreEr
     {
         return Err(damaged(""));
     }
-    let spans = checkpoint.sparse_start.iter().zip(&checkpoint.sparse_length);
+    let spans = checkpoint
+        .sparse_start
+        .iter()
+        .zip(&checkpoint.sparse_length);
     let spans = spans.map(|(start, length)| *start..start.saturating_add(*length));
-    let settled =
-        SettleSet::recover(checkpoint.mark, checkpoint.next_offset, checkpoint.length, spans)
-            .map_err(damaged)?;
+    let settled = SettleSet::recover(
+        checkpoint.mark,
+        checkpoint.next_offset,
+        checkpoint.length,
+        spans,
+    )
+    .map_err(damaged)?;
     let mut iterator = read::entries(open, info.number, checkpoint.next_offset, u64::MAX)?;
     iterator.seek_to_last();
     let next = match read::offset_at(&iterator)? {
         None => checkpoint.next_offset,
         Some(last) => last.saturating_add(1),
     };
-    let id = QueueId { endpoint: info.endpoint, priority: info.priority };
+    let id = QueueId {
+        endpoint: info.endpoint,
+        priority: info.priority,
+    };
     Ok(QueueState::recovered(id, info.number, next, settled))
 }
 
 /// Unwraps the data keys; stores a new one when none can be used.
-fn data_key(
-    db: &Db,
-    recovered: &Recovered,
-    wrap: &dyn KeyWrap,
-) -> Result<Sealer, StoreError> {
+fn data_key(db: &Db, recovered: &Recovered, wrap: &dyn KeyWrap) -> Result<Sealer, StoreError> {
     let (sealer, new) = Sealer::open(&recovered.data_keys, wrap);
-    let Some((number, record)) = new else { return Ok(sealer) };
+    let Some((number, record)) = new else {
+        return Ok(sealer);
+    };
     db.with(|open| {
         let meta = open.cf(Cf::Meta)?;
         let mut batch = WriteBatch::default();

@@ -193,11 +193,18 @@ impl Queue {
         }
         let end = self.state.next();
         let from = self.state.settled.lock().skip(from).min(end);
-        let mut batch = ReadBatch { entries: Vec::new(), next: from };
+        let mut batch = ReadBatch {
+            entries: Vec::new(),
+            next: from,
+        };
         let mut left = Remaining::new(limit);
         loop {
             let before = batch.next;
-            let in_memory = self.state.tail.lock().read(&mut batch, &mut left, filter.as_ref());
+            let in_memory = self
+                .state
+                .tail
+                .lock()
+                .read(&mut batch, &mut left, filter.as_ref());
             if in_memory.is_none() && before == from {
                 return self.read_cold(from, end, limit, filter).await;
             }
@@ -256,7 +263,15 @@ impl Queue {
             return Ok(());
         }
         let queue = Arc::clone(&self.state);
-        Ok(self.core.intake.settle(SettleItem { queue, settled, reply: None }).await?)
+        Ok(self
+            .core
+            .intake
+            .settle(SettleItem {
+                queue,
+                settled,
+                reply: None,
+            })
+            .await?)
     }
 
     /// As [`Self::settle`], and waits for the commit; returns how many were news.
@@ -269,7 +284,14 @@ impl Queue {
     pub async fn settle_committed(&self, settled: Vec<Settled>) -> Result<u64, StoreError> {
         let (reply, committed) = oneshot::channel();
         let queue = Arc::clone(&self.state);
-        self.core.intake.settle(SettleItem { queue, settled, reply: Some(reply) }).await?;
+        self.core
+            .intake
+            .settle(SettleItem {
+                queue,
+                settled,
+                reply: Some(reply),
+            })
+            .await?;
         committed.await.map_err(|_| StoreError::Closed)
     }
 
@@ -295,7 +317,9 @@ impl Queue {
             .core
             .blocking(move |open| {
                 let stored = open.get(Cf::Queues, &key)?;
-                stored.map(|value| Ok(EntryRecord::decode(&value)?.enqueued_ms)).transpose()
+                stored
+                    .map(|value| Ok(EntryRecord::decode(&value)?.enqueued_ms))
+                    .transpose()
             })
             .await?;
         if let Some(at) = found {
@@ -324,8 +348,13 @@ impl Queue {
                     break;
                 }
                 // From here on appends note their expiry for the next lap.
-                self.state.earliest_expiry_ms.store(u64::MAX, Ordering::Release);
-                *sweep = Sweep { cursor: Some(self.mark()), earliest_ms: u64::MAX };
+                self.state
+                    .earliest_expiry_ms
+                    .store(u64::MAX, Ordering::Release);
+                *sweep = Sweep {
+                    cursor: Some(self.mark()),
+                    earliest_ms: u64::MAX,
+                };
                 own_lap = true;
             }
             let from = sweep.cursor.unwrap_or(0).max(self.mark());
@@ -349,7 +378,9 @@ impl Queue {
             sweep.cursor = Some(found.next);
             if found.next >= end {
                 let earliest_ms = sweep.earliest_ms;
-                self.state.earliest_expiry_ms.fetch_min(earliest_ms, Ordering::AcqRel);
+                self.state
+                    .earliest_expiry_ms
+                    .fetch_min(earliest_ms, Ordering::AcqRel);
                 *sweep = Sweep::default();
                 if own_lap {
                     break;
@@ -424,7 +455,8 @@ impl QueueState {
     pub(crate) fn publish(&self, next: u64, earliest_expiry_ms: u64) {
         self.next.store(next, Ordering::Release);
         // In this order: a sweep that has missed the expiry sees the entry.
-        self.earliest_expiry_ms.fetch_min(earliest_expiry_ms, Ordering::AcqRel);
+        self.earliest_expiry_ms
+            .fetch_min(earliest_expiry_ms, Ordering::AcqRel);
         self.watch.send_replace(next);
     }
 }

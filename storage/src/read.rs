@@ -29,8 +29,17 @@ pub(crate) struct Remaining {
 
 impl Remaining {
     pub(crate) fn new(limit: ReadLimit) -> Self {
-        let ReadLimit { entries, bytes, scan } = limit;
-        Self { entries, bytes, scan, taken: false }
+        let ReadLimit {
+            entries,
+            bytes,
+            scan,
+        } = limit;
+        Self {
+            entries,
+            bytes,
+            scan,
+            taken: false,
+        }
     }
 
     pub(crate) fn is_used_up(&self) -> bool {
@@ -64,8 +73,6 @@ pub(crate) fn entries<'a>(
     let mut options = ReadOptions::default();
     options.set_iterate_lower_bound(lower);
     options.set_iterate_upper_bound(upper);
-    // A backlog passes by once: it must not push index blocks out of the small cache.
-    options.fill_cache(false);
     let mut iterator = open.db.raw_iterator_cf_opt(open.cf(Cf::Queues)?, options);
     iterator.seek(lower);
     Ok(iterator)
@@ -79,7 +86,9 @@ pub(crate) fn offset_at(iterator: &DBRawIterator<'_>) -> Result<Option<u64>, Sto
             Err(error) => Err(StoreError::database("read a queue", &error)),
         };
     };
-    entry_offset(key).map(Some).ok_or(StoreError::Record { what: "queue key" })
+    entry_offset(key)
+        .map(Some)
+        .ok_or(StoreError::Record { what: "queue key" })
 }
 
 /// A cold read and what it could not make sense of.
@@ -103,7 +112,10 @@ pub(crate) fn cold(
     let mut left = Remaining::new(limit);
     let mut senders = SenderCache::default();
     let mut damaged = Vec::new();
-    let mut batch = ReadBatch { entries: Vec::new(), next: from };
+    let mut batch = ReadBatch {
+        entries: Vec::new(),
+        next: from,
+    };
     let mut iterator = entries(open, queue.number, from, to)?;
     while !left.is_used_up() {
         let Some(offset) = next_unsettled(&mut iterator, &settled, queue.number)? else {
@@ -171,12 +183,16 @@ fn decode(
     if filter.is_some_and(|wants| !wants(offset, record.sender)) {
         return Ok(Decoded::NotWanted);
     }
-    let Some(sender) = senders.parse(record.sender) else { return Ok(Decoded::Damaged) };
+    let Some(sender) = senders.parse(record.sender) else {
+        return Ok(Decoded::Damaged);
+    };
     let message = match record.shared {
         None => Some(Bytes::copy_from_slice(record.message)),
         Some(id) => open.get(Cf::Messages, &id.to_be_bytes())?.map(Bytes::from),
     };
-    let Some(message) = message else { return Ok(Decoded::Damaged) };
+    let Some(message) = message else {
+        return Ok(Decoded::Damaged);
+    };
     Ok(Decoded::Entry(Entry {
         offset,
         sender,
@@ -223,7 +239,11 @@ pub(crate) fn expired(
     limit: usize,
 ) -> Result<Expired, StoreError> {
     let settled = queue.settled.lock().clone();
-    let mut found = Expired { earliest_ms: u64::MAX, next: from, ..Expired::default() };
+    let mut found = Expired {
+        earliest_ms: u64::MAX,
+        next: from,
+        ..Expired::default()
+    };
     let mut iterator = entries(open, queue.number, from, to)?;
     while found.scanned < limit {
         let Some(offset) = next_unsettled(&mut iterator, &settled, queue.number)? else {

@@ -54,11 +54,18 @@ const WRAP_INFO: &[u8] = b"edgehub-store-v1";
 impl ConnectionStringWrap {
     /// `key` is the decoded `SharedAccessKey`.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "32 bytes are below HKDF's limit of 255 times 32")]
+    #[expect(
+        clippy::expect_used,
+        reason = "32 bytes are below HKDF's limit of 255 times 32"
+    )]
     pub fn new(key: &[u8]) -> Self {
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(key);
-        let okm = derived.expand(&[WRAP_INFO], &CHACHA20_POLY1305).expect("a key of 32 bytes");
-        Self { key: LessSafeKey::new(UnboundKey::from(okm)) }
+        let okm = derived
+            .expand(&[WRAP_INFO], &CHACHA20_POLY1305)
+            .expect("a key of 32 bytes");
+        Self {
+            key: LessSafeKey::new(UnboundKey::from(okm)),
+        }
     }
 }
 
@@ -70,7 +77,12 @@ impl std::fmt::Debug for ConnectionStringWrap {
 
 impl KeyWrap for ConnectionStringWrap {
     fn wrap(&self, data_key: &[u8]) -> Result<Vec<u8>, WrapError> {
-        let sealed = encrypt(&self.key, &SystemRandom::new(), WRAP_INFO, data_key.to_vec());
+        let sealed = encrypt(
+            &self.key,
+            &SystemRandom::new(),
+            WRAP_INFO,
+            data_key.to_vec(),
+        );
         let (nonce, mut wrapped) =
             sealed.ok_or_else(|| WrapError::Unavailable("no random numbers".to_owned()))?;
         wrapped.splice(0..0, nonce);
@@ -78,7 +90,9 @@ impl KeyWrap for ConnectionStringWrap {
     }
 
     fn unwrap_key(&self, wrapped: &[u8]) -> Result<Vec<u8>, WrapError> {
-        let (nonce, sealed) = wrapped.split_at_checked(NONCE_LEN).ok_or(WrapError::Damaged)?;
+        let (nonce, sealed) = wrapped
+            .split_at_checked(NONCE_LEN)
+            .ok_or(WrapError::Damaged)?;
         decrypt(&self.key, nonce, WRAP_INFO, sealed.to_vec()).ok_or(WrapError::WrongKey)
     }
 
@@ -97,7 +111,9 @@ pub(crate) struct Sealer {
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sealer").field("keys", &self.keys.len()).finish_non_exhaustive()
+        f.debug_struct("Sealer")
+            .field("keys", &self.keys.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -108,8 +124,11 @@ impl Sealer {
         stored: &[(u32, Vec<u8>)],
         wrap: &dyn KeyWrap,
     ) -> (Self, Option<(u32, Vec<u8>)>) {
-        let mut sealer =
-            Self { keys: BTreeMap::new(), random: SystemRandom::new(), problem: None };
+        let mut sealer = Self {
+            keys: BTreeMap::new(),
+            random: SystemRandom::new(),
+            problem: None,
+        };
         for (number, record) in stored {
             // In ascending order, so that what remains is the newest key's problem.
             sealer.problem = match unwrap_record(record, wrap) {
@@ -123,7 +142,11 @@ impl Sealer {
         if !sealer.keys.is_empty() {
             return (sealer, None);
         }
-        let number = stored.iter().map(|(number, _)| number + 1).max().unwrap_or(0);
+        let number = stored
+            .iter()
+            .map(|(number, _)| number + 1)
+            .max()
+            .unwrap_or(0);
         match new_key(&sealer.random, wrap) {
             Ok((key, record)) => {
                 sealer.keys.insert(number, key);
@@ -193,7 +216,12 @@ impl Sealer {
         if record.version != SEALED_VERSION {
             return None;
         }
-        decrypt(data_key, &record.nonce, &place(cf, key), record.ciphertext.to_vec())
+        decrypt(
+            data_key,
+            &record.nonce,
+            &place(cf, key),
+            record.ciphertext.to_vec(),
+        )
     }
 }
 
@@ -205,8 +233,9 @@ fn place(cf: Cf, key: &[u8]) -> Vec<u8> {
 /// Wrapped keys are stored as: length of the kind, kind, wrapped key.
 fn unwrap_record(record: &[u8], wrap: &dyn KeyWrap) -> Result<LessSafeKey, WrapError> {
     let (length, rest) = record.split_first().ok_or(WrapError::Damaged)?;
-    let (kind, wrapped) =
-        rest.split_at_checked(usize::from(*length)).ok_or(WrapError::Damaged)?;
+    let (kind, wrapped) = rest
+        .split_at_checked(usize::from(*length))
+        .ok_or(WrapError::Damaged)?;
     if kind != wrap.kind().as_bytes() {
         return Err(WrapError::WrongKey);
     }
@@ -216,13 +245,12 @@ fn unwrap_record(record: &[u8], wrap: &dyn KeyWrap) -> Result<LessSafeKey, WrapE
         .map_err(|_| WrapError::Damaged)
 }
 
-fn new_key(
-    random: &SystemRandom,
-    wrap: &dyn KeyWrap,
-) -> Result<(LessSafeKey, Vec<u8>), WrapError> {
+fn new_key(random: &SystemRandom, wrap: &dyn KeyWrap) -> Result<(LessSafeKey, Vec<u8>), WrapError> {
     let unavailable = |what: &str| WrapError::Unavailable(what.to_owned());
     let mut key = [0; KEY_BYTES];
-    random.fill(&mut key).map_err(|_| unavailable("no random numbers"))?;
+    random
+        .fill(&mut key)
+        .map_err(|_| unavailable("no random numbers"))?;
     let kind = wrap.kind().as_bytes();
     let length = u8::try_from(kind.len()).map_err(|_| unavailable("kind too long"))?;
     let record = [[length].as_slice(), kind, &wrap.wrap(&key)?].concat();
@@ -239,13 +267,17 @@ fn encrypt(
     let mut nonce = [0; NONCE_LEN];
     random.fill(&mut nonce).ok()?;
     let place = Aad::from(place);
-    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), place, &mut value).ok()?;
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), place, &mut value)
+        .ok()?;
     Some((nonce, value))
 }
 
 fn decrypt(key: &LessSafeKey, nonce: &[u8], place: &[u8], mut sealed: Vec<u8>) -> Option<Vec<u8>> {
     let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-    let length = key.open_in_place(nonce, Aad::from(place), &mut sealed).ok()?.len();
+    let length = key
+        .open_in_place(nonce, Aad::from(place), &mut sealed)
+        .ok()?
+        .len();
     sealed.truncate(length);
     Some(sealed)
 }
@@ -261,9 +293,13 @@ mod tests {
     #[test]
     fn a_sealed_value_comes_back_and_shows_nothing() {
         let (sealer, _) = sealer(b"key", &[]);
-        let stored = sealer.seal(Cf::Scope, b"dev", b"secret".to_vec(), true).unwrap();
+        let stored = sealer
+            .seal(Cf::Scope, b"dev", b"secret".to_vec(), true)
+            .unwrap();
         assert!(!stored.windows(6).any(|window| window == b"secret"));
-        let again = sealer.seal(Cf::Scope, b"dev", b"secret".to_vec(), true).unwrap();
+        let again = sealer
+            .seal(Cf::Scope, b"dev", b"secret".to_vec(), true)
+            .unwrap();
         assert_ne!(stored, again, "nonces are random");
         let value = sealer.open_value(Cf::Scope, b"dev", &stored).unwrap();
         assert_eq!(value.as_deref(), Some(&b"secret"[..]));
@@ -272,8 +308,13 @@ mod tests {
     #[test]
     fn a_sealed_value_belongs_to_its_column_and_key() {
         let (sealer, _) = sealer(b"key", &[]);
-        let stored = sealer.seal(Cf::Scope, b"dev", b"secret".to_vec(), true).unwrap();
-        assert_eq!(sealer.open_value(Cf::Scope, b"dev2", &stored).unwrap(), None);
+        let stored = sealer
+            .seal(Cf::Scope, b"dev", b"secret".to_vec(), true)
+            .unwrap();
+        assert_eq!(
+            sealer.open_value(Cf::Scope, b"dev2", &stored).unwrap(),
+            None
+        );
         assert_eq!(sealer.open_value(Cf::Twins, b"dev", &stored).unwrap(), None);
         for index in 1..stored.len() {
             let mut changed = stored.clone();
@@ -282,27 +323,42 @@ mod tests {
             assert_ne!(value.as_deref(), Some(&b"secrets"[..]));
         }
         assert!(sealer.open_value(Cf::Scope, b"dev", b"").is_err());
-        assert_eq!(sealer.open_value(Cf::Scope, b"dev", &[SEALED, 0]).unwrap(), None);
+        assert_eq!(
+            sealer.open_value(Cf::Scope, b"dev", &[SEALED, 0]).unwrap(),
+            None
+        );
     }
 
     #[test]
     fn another_wrap_key_reads_nothing_and_breaks_nothing() {
         let (first, stored) = sealer(b"key", &[]);
-        let sealed = first.seal(Cf::Scope, b"dev", b"secret".to_vec(), true).unwrap();
+        let sealed = first
+            .seal(Cf::Scope, b"dev", b"secret".to_vec(), true)
+            .unwrap();
         assert_eq!(first.problem(), None);
         let mut keys = vec![stored.unwrap()];
 
         let (other, new) = sealer(b"other", &keys);
         assert_eq!(other.problem(), Some(WrapError::WrongKey));
         assert_eq!(other.open_value(Cf::Scope, b"dev", &sealed).unwrap(), None);
-        let theirs = other.seal(Cf::Scope, b"dev", b"new".to_vec(), true).unwrap();
+        let theirs = other
+            .seal(Cf::Scope, b"dev", b"new".to_vec(), true)
+            .unwrap();
         keys.push(new.unwrap());
         assert_eq!(keys[1].0, 1);
 
         let (back, none) = sealer(b"key", &keys);
         assert!(none.is_none());
-        assert_eq!(back.problem(), Some(WrapError::WrongKey), "the newest key is not ours");
-        assert!(back.open_value(Cf::Scope, b"dev", &sealed).unwrap().is_some());
+        assert_eq!(
+            back.problem(),
+            Some(WrapError::WrongKey),
+            "the newest key is not ours"
+        );
+        assert!(
+            back.open_value(Cf::Scope, b"dev", &sealed)
+                .unwrap()
+                .is_some()
+        );
         assert_eq!(back.open_value(Cf::Scope, b"dev", &theirs).unwrap(), None);
     }
 
@@ -323,7 +379,10 @@ mod tests {
         let (sealer, new) = Sealer::open(&[(0, vec![4, b't', b'e', b's', b't'])], &Unreachable);
         assert!(new.is_none());
         let refused = sealer.seal(Cf::Scope, b"k", b"v".to_vec(), true);
-        assert!(matches!(refused, Err(StoreError::NoDataKey(WrapError::Unavailable(_)))));
+        assert!(matches!(
+            refused,
+            Err(StoreError::NoDataKey(WrapError::Unavailable(_)))
+        ));
         assert!(sealer.seal(Cf::Twins, b"k", b"v".to_vec(), false).is_ok());
         let (damaged, _) = Sealer::open(&[(0, vec![9, 1])], &Unreachable);
         assert!(damaged.problem().is_some());

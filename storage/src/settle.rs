@@ -49,7 +49,11 @@ impl SettleSet {
         spans: impl IntoIterator<Item = Range<u64>>,
     ) -> Result<Self, &'static str> {
         let settled = next.checked_sub(length).ok_or("length above next offset")?;
-        let mut set = Self { mark, settled, ..Self::default() };
+        let mut set = Self {
+            mark,
+            settled,
+            ..Self::default()
+        };
         let mut floor = mark;
         for span in spans {
             if span.start < floor || span.is_empty() || span.end > next {
@@ -57,7 +61,11 @@ impl SettleSet {
             }
             floor = span.end;
             set.spanned += span.end - span.start;
-            set.spans.push_back(Span { start: span.start, end: span.end, cleaned: span.start });
+            set.spans.push_back(Span {
+                start: span.start,
+                end: span.end,
+                cleaned: span.start,
+            });
         }
         match mark.checked_add(set.spanned) {
             Some(known) if mark <= next && known <= settled => Ok(set),
@@ -146,7 +154,10 @@ impl SettleSet {
         for span in &shed {
             self.spanned -= span.end - span.start;
         }
-        shed.iter().map(|span| span.cleaned..span.end).filter(|range| !range.is_empty()).collect()
+        shed.iter()
+            .map(|span| span.cleaned..span.end)
+            .filter(|range| !range.is_empty())
+            .collect()
     }
 
     /// Settled entries that are not physically deleted yet, behind the mark and in spans with
@@ -173,7 +184,9 @@ impl SettleSet {
 
     /// Settled offsets above the mark that no span tells of.
     fn forgotten(&self) -> u64 {
-        self.settled.saturating_sub(self.mark).saturating_sub(self.spanned)
+        self.settled
+            .saturating_sub(self.mark)
+            .saturating_sub(self.spanned)
     }
 
     fn span_before(&self, offset: u64) -> Option<&Span> {
@@ -184,7 +197,10 @@ impl SettleSet {
     /// Adds an offset that no span contains.
     fn insert(&mut self, offset: u64) {
         let after = self.spans.partition_point(|span| span.start <= offset);
-        let touches_next = self.spans.get(after).is_some_and(|next| next.start == offset + 1);
+        let touches_next = self
+            .spans
+            .get(after)
+            .is_some_and(|next| next.start == offset + 1);
         let before = after.checked_sub(1);
         let before = before.filter(|i| self.spans.get(*i).is_some_and(|s| s.end == offset));
         match (before, touches_next) {
@@ -206,7 +222,11 @@ impl SettleSet {
                 }
             }
             (None, false) => {
-                let span = Span { start: offset, end: offset + 1, cleaned: offset };
+                let span = Span {
+                    start: offset,
+                    end: offset + 1,
+                    cleaned: offset,
+                };
                 self.spans.insert(after, span);
             }
         }
@@ -234,7 +254,11 @@ mod tests {
         fn delete(&mut self, ranges: Vec<Range<u64>>) {
             for range in ranges {
                 assert!(range.end <= self.next);
-                assert_eq!(self.unsettled.range(range.clone()).next(), None, "{range:?}");
+                assert_eq!(
+                    self.unsettled.range(range.clone()).next(),
+                    None,
+                    "{range:?}"
+                );
                 self.physical.retain(|offset| !range.contains(offset));
             }
         }
@@ -289,7 +313,9 @@ mod tests {
 
     fn advance(set: &mut SettleSet, oracle: &Oracle) {
         let next = oracle.next;
-        set.advance(next, |from| oracle.physical.range(from..next).next().copied());
+        set.advance(next, |from| {
+            oracle.physical.range(from..next).next().copied()
+        });
     }
 
     proptest! {
@@ -341,7 +367,10 @@ mod tests {
             assert!(set.settle(offset, || true));
             assert!(!set.settle(offset, || true));
         }
-        assert_eq!((set.mark(), set.spans().len(), set.length(1500)), (1000, 0, 500));
+        assert_eq!(
+            (set.mark(), set.spans().len(), set.length(1500)),
+            (1000, 0, 500)
+        );
         assert_eq!(set.reclaim(1), vec![0..1000]);
         assert!(set.reclaim(1).is_empty() && !set.reclaimable());
     }

@@ -98,7 +98,10 @@ impl Store {
     /// # Errors
     /// When a newer version wrote the store, another process has it open, or the folder cannot
     /// be used: nothing is moved then.
-    #[expect(clippy::needless_pass_by_value, reason = "callers share the wrap as they share the clock")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers share the wrap as they share the clock"
+    )]
     pub fn open(
         config: StoreConfig,
         clock: Arc<dyn Clock>,
@@ -114,14 +117,25 @@ impl Store {
     /// When the name is empty or longer than [`ENDPOINT_BYTES_MAX`], there are too many queues,
     /// the commit fails, or the store is closed.
     pub fn queue(&self, id: &QueueId) -> Result<Queue, StoreError> {
-        if let Some(state) = self.core.registry.read().iter().find(|state| state.id == *id) {
+        if let Some(state) = self
+            .core
+            .registry
+            .read()
+            .iter()
+            .find(|state| state.id == *id)
+        {
             return Ok(self.handle(state));
         }
         if id.endpoint.is_empty() || id.endpoint.len() > ENDPOINT_BYTES_MAX {
-            return Err(StoreError::Queue("its endpoint's name is empty or too long"));
+            return Err(StoreError::Queue(
+                "its endpoint's name is empty or too long",
+            ));
         }
         let (reply, made) = sync_channel(1);
-        self.core.intake.push(Item::Create(CreateItem { id: id.clone(), reply }))?;
+        self.core.intake.push(Item::Create(CreateItem {
+            id: id.clone(),
+            reply,
+        }))?;
         let state = made.recv().map_err(|_| StoreError::Closed)??;
         Ok(self.handle(&state))
     }
@@ -129,11 +143,19 @@ impl Store {
     /// Every queue, those of earlier runs included.
     #[must_use]
     pub fn queues(&self) -> Vec<Queue> {
-        self.core.registry.read().iter().map(|state| self.handle(state)).collect()
+        self.core
+            .registry
+            .read()
+            .iter()
+            .map(|state| self.handle(state))
+            .collect()
     }
 
     fn handle(&self, state: &Arc<QueueState>) -> Queue {
-        Queue { core: Arc::clone(&self.core), state: Arc::clone(state) }
+        Queue {
+            core: Arc::clone(&self.core),
+            state: Arc::clone(state),
+        }
     }
 
     /// Hands a batch to the writer, which commits it whole or not at all and then moves the
@@ -166,7 +188,10 @@ impl Store {
     /// # Cancel safety
     /// A call that is dropped while it waits may or may not have written; all or none.
     pub async fn write(&self, ops: Vec<KvOp>) -> Result<(), StoreError> {
-        let ops = ops.into_iter().map(|op| self.raw(op)).collect::<Result<Vec<_>, _>>()?;
+        let ops = ops
+            .into_iter()
+            .map(|op| self.raw(op))
+            .collect::<Result<Vec<_>, _>>()?;
         let (reply, committed) = oneshot::channel();
         self.core.intake.write(WriteItem { ops, reply }).await?;
         committed.await.map_err(|_| StoreError::Closed)?
@@ -174,11 +199,24 @@ impl Store {
 
     fn raw(&self, op: KvOp) -> Result<RawOp, StoreError> {
         Ok(match op {
-            KvOp::Put { column, key, value, sealed } => {
+            KvOp::Put {
+                column,
+                key,
+                value,
+                sealed,
+            } => {
                 let value = self.core.sealer.seal(column.cf(), &key, value, sealed)?;
-                RawOp { cf: column.cf(), key, value: Some(value) }
+                RawOp {
+                    cf: column.cf(),
+                    key,
+                    value: Some(value),
+                }
             }
-            KvOp::Delete { column, key } => RawOp { cf: column.cf(), key, value: None },
+            KvOp::Delete { column, key } => RawOp {
+                cf: column.cf(),
+                key,
+                value: None,
+            },
         })
     }
 
@@ -243,7 +281,13 @@ impl Store {
     pub fn stats(&self) -> StoreStats {
         let mut stats = self.core.counters.snapshot();
         stats.intake_bytes = self.core.intake.append_bytes() as u64;
-        stats.queued = self.core.registry.read().iter().map(|queue| queue.length()).sum();
+        stats.queued = self
+            .core
+            .registry
+            .read()
+            .iter()
+            .map(|queue| queue.length())
+            .sum();
         stats
     }
 

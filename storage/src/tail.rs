@@ -27,7 +27,10 @@ fn cost(entry: &Entry) -> usize {
 impl Tail {
     /// Nothing in memory of a queue that ends at `next`.
     pub(crate) fn starting_at(next: u64) -> Self {
-        Self { base: next, entries: VecDeque::new() }
+        Self {
+            base: next,
+            entries: VecDeque::new(),
+        }
     }
 
     /// Takes over what was committed, which continues the tail; returns its cost.
@@ -44,7 +47,9 @@ impl Tail {
 
     /// Forgets a settled entry; returns what that gives back.
     fn remove(&mut self, offset: u64) -> usize {
-        let index = offset.checked_sub(self.base).and_then(|index| usize::try_from(index).ok());
+        let index = offset
+            .checked_sub(self.base)
+            .and_then(|index| usize::try_from(index).ok());
         let slot = index.and_then(|index| self.entries.get_mut(index));
         let freed = slot.and_then(Option::take).map_or(0, |entry| cost(&entry));
         while let Some(None) = self.entries.front() {
@@ -114,7 +119,11 @@ pub(crate) struct TailBudget {
 
 impl TailBudget {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { bytes: 0, bytes_max, chunks: VecDeque::new() }
+        Self {
+            bytes: 0,
+            bytes_max,
+            chunks: VecDeque::new(),
+        }
     }
 
     /// Takes over what one commit brought for one queue.
@@ -137,11 +146,15 @@ impl TailBudget {
     /// Evicts the oldest chunks until the budget is kept.
     pub(crate) fn trim(&mut self, counters: &Counters) {
         while self.bytes > self.bytes_max || self.chunks.len() > TAIL_CHUNKS_MAX {
-            let Some((queue, end)) = self.chunks.pop_front() else { break };
+            let Some((queue, end)) = self.chunks.pop_front() else {
+                break;
+            };
             let freed = queue.tail.lock().evict(end);
             self.bytes = self.bytes.saturating_sub(freed);
         }
-        counters.tail_bytes.store(self.bytes as u64, Ordering::Relaxed);
+        counters
+            .tail_bytes
+            .store(self.bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -156,7 +169,12 @@ mod tests {
     fn entry(offset: u64, bytes: usize) -> Entry {
         Entry {
             offset,
-            sender: Identity::parse(if offset.is_multiple_of(2) { "even" } else { "odd" }).unwrap(),
+            sender: Identity::parse(if offset.is_multiple_of(2) {
+                "even"
+            } else {
+                "odd"
+            })
+            .unwrap(),
             message: Bytes::from(vec![0; bytes]),
             enqueued_ms: 0,
             expires_at_ms: None,
@@ -165,18 +183,34 @@ mod tests {
     }
 
     fn queue(number: u32) -> Arc<QueueState> {
-        let id = QueueId { endpoint: format!("q{number}"), priority: 0 };
+        let id = QueueId {
+            endpoint: format!("q{number}"),
+            priority: 0,
+        };
         Arc::new(QueueState::new(id, number))
     }
 
     fn offsets(queue: &QueueState, from: u64, limit: ReadLimit) -> Option<(Vec<u64>, u64)> {
-        let mut out = ReadBatch { entries: Vec::new(), next: from };
-        queue.tail.lock().read(&mut out, &mut Remaining::new(limit), None)?;
-        Some((out.entries.iter().map(|entry| entry.offset).collect(), out.next))
+        let mut out = ReadBatch {
+            entries: Vec::new(),
+            next: from,
+        };
+        queue
+            .tail
+            .lock()
+            .read(&mut out, &mut Remaining::new(limit), None)?;
+        Some((
+            out.entries.iter().map(|entry| entry.offset).collect(),
+            out.next,
+        ))
     }
 
     fn limit(entries: usize, bytes: usize, scan: usize) -> ReadLimit {
-        ReadLimit { entries, bytes, scan }
+        ReadLimit {
+            entries,
+            bytes,
+            scan,
+        }
     }
 
     #[test]
@@ -216,9 +250,16 @@ mod tests {
         let mut budget = TailBudget::new(1 << 20);
         budget.extend(&a, &mut (0..10).map(|o| entry(o, 100)).collect());
         budget.remove(&a, &[2, 3]);
-        assert_eq!(offsets(&a, 1, limit(3, 10_000, 10)), Some((vec![1, 4, 5], 6)));
+        assert_eq!(
+            offsets(&a, 1, limit(3, 10_000, 10)),
+            Some((vec![1, 4, 5], 6))
+        );
         assert_eq!(offsets(&a, 1, limit(9, 250, 10)), Some((vec![1, 4], 5)));
-        assert_eq!(offsets(&a, 4, limit(9, 10, 10)), Some((vec![4], 5)), "at least one");
+        assert_eq!(
+            offsets(&a, 4, limit(9, 10, 10)),
+            Some((vec![4], 5)),
+            "at least one"
+        );
         assert_eq!(offsets(&a, 1, limit(9, 10_000, 3)), Some((vec![1], 4)));
     }
 }

@@ -48,7 +48,11 @@ const KILL_AFTER_MAX_US: u64 = 120_000;
 const CHILD: &str = "EDGEHUB_KILL_CHILD";
 
 /// Queues: every message, every fifth, every third; the last one is drained by the child.
-const QUEUES: [(&str, u64); 3] = [("iothub", 1), ("edge/mod/fifth", 5), ("edge/mod/drained", 3)];
+const QUEUES: [(&str, u64); 3] = [
+    ("iothub", 1),
+    ("edge/mod/fifth", 5),
+    ("edge/mod/drained", 3),
+];
 const DRAINED: usize = 2;
 
 #[test]
@@ -74,9 +78,16 @@ fn nothing_committed_is_lost_when_the_process_is_killed() {
 /// The same rounds with a child that reports what is not committed yet: the check must notice.
 #[test]
 fn a_report_before_the_commit_is_found_out() {
-    let losses = (1..=10).filter_map(|seed| round(seed, Report::TooEarly).err()).collect::<Vec<_>>();
+    let losses = (1..=10)
+        .filter_map(|seed| round(seed, Report::TooEarly).err())
+        .collect::<Vec<_>>();
     println!("{} of 10 rounds: {losses:#?}", losses.len());
-    assert!(losses.iter().any(|loss| loss.contains("reported as committed")), "{losses:?}");
+    assert!(
+        losses
+            .iter()
+            .any(|loss| loss.contains("reported as committed")),
+        "{losses:?}"
+    );
 }
 
 /// The child's side; does nothing in an ordinary run.
@@ -105,11 +116,20 @@ fn the_check_finds_what_is_wrong() {
     };
     let good = || {
         let queues = [
-            vec![entry(0, 1), entry(1, 2), entry(2, 3), entry(3, 4), entry(4, 5)],
+            vec![
+                entry(0, 1),
+                entry(1, 2),
+                entry(2, 3),
+                entry(3, 4),
+                entry(4, 5),
+            ],
             vec![entry(0, 5)],
             vec![entry(0, 3)],
         ];
-        let mut reports = Reports { committed: [0; CONNECTIONS], ..Reports::default() };
+        let mut reports = Reports {
+            committed: [0; CONNECTIONS],
+            ..Reports::default()
+        };
         reports.committed[0] = 5;
         (queues, reports)
     };
@@ -117,7 +137,10 @@ fn the_check_finds_what_is_wrong() {
     assert_eq!(compare(1, &queues, &reports).unwrap()[0], 5);
     let (mut queues, mut reports) = good();
     queues[DRAINED].clear();
-    assert!(compare(1, &queues, &reports).is_err(), "a drained entry is gone without a word");
+    assert!(
+        compare(1, &queues, &reports).is_err(),
+        "a drained entry is gone without a word"
+    );
     reports.settling.insert((0, 3));
     assert!(compare(1, &queues, &reports).is_ok());
     let spoil: [fn(&mut [Vec<Entry>; 3]); 6] = [
@@ -159,14 +182,25 @@ struct Order {
 impl Order {
     fn text(&self) -> String {
         let from = self.from.map(|n| n.to_string()).join(",");
-        format!("{}|{}|{from}|{:?}", self.path.display(), self.seed, self.report)
+        format!(
+            "{}|{}|{from}|{:?}",
+            self.path.display(),
+            self.seed,
+            self.report
+        )
     }
 
     fn parse(text: &str) -> Self {
         let parts = text.split('|').collect::<Vec<_>>();
-        let from = parts[2].split(',').map(|n| n.parse().unwrap()).collect::<Vec<u64>>();
-        let report =
-            if parts[3] == "TooEarly" { Report::TooEarly } else { Report::Committed };
+        let from = parts[2]
+            .split(',')
+            .map(|n| n.parse().unwrap())
+            .collect::<Vec<u64>>();
+        let report = if parts[3] == "TooEarly" {
+            Report::TooEarly
+        } else {
+            Report::Committed
+        };
         Self {
             path: parts[0].into(),
             seed: parts[1].parse().unwrap(),
@@ -193,7 +227,9 @@ impl Reports {
         let mut parts = line.split_ascii_whitespace();
         let what = parts.next();
         let mut number = || parts.next().and_then(|part| part.parse::<u64>().ok());
-        let (Some(connection), Some(sequence)) = (number(), number()) else { return };
+        let (Some(connection), Some(sequence)) = (number(), number()) else {
+            return;
+        };
         let connection = usize::try_from(connection).unwrap();
         match what {
             Some("@S") => self.submitted[connection] = sequence,
@@ -205,7 +241,8 @@ impl Reports {
 
     fn in_flight(&self) -> u64 {
         let each = self.submitted.iter().zip(&self.committed);
-        each.map(|(submitted, committed)| submitted.saturating_sub(*committed)).sum()
+        each.map(|(submitted, committed)| submitted.saturating_sub(*committed))
+            .sum()
     }
 }
 
@@ -214,13 +251,21 @@ fn round(seed: u64, report: Report) -> Result<u64, String> {
     let dir = tempfile::TempDir::new().unwrap();
     let mut random = seed;
     let mut reports = Reports::default();
-    let mut order = Order { path: dir.path().join("edgeHub"), seed, from: [0; CONNECTIONS], report };
+    let mut order = Order {
+        path: dir.path().join("edgeHub"),
+        seed,
+        from: [0; CONNECTIONS],
+        report,
+    };
     let kills = 1 + next_random(&mut random) % 2;
     for _ in 0..kills {
         let delay = next_random(&mut random) % KILL_AFTER_MAX_US;
         run_and_kill(&order, &mut reports, Duration::from_micros(delay));
         if report == Report::Committed {
-            assert!(reports.in_flight() > 0, "seed {seed}: nothing was in flight at the kill");
+            assert!(
+                reports.in_flight() > 0,
+                "seed {seed}: nothing was in flight at the kill"
+            );
         }
         order.from = check(&order, &reports)?;
         // The next child begins where the store ends.
@@ -231,7 +276,12 @@ fn round(seed: u64, report: Report) -> Result<u64, String> {
 
 fn run_and_kill(order: &Order, reports: &mut Reports, delay: Duration) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["child_process", "--exact", "--nocapture", "--test-threads=1"])
+        .args([
+            "child_process",
+            "--exact",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env(CHILD, order.text())
         .stdout(Stdio::piped())
         .spawn()
@@ -249,11 +299,16 @@ fn run_and_kill(order: &Order, reports: &mut Reports, delay: Duration) {
         }
         lines
     });
-    seen.recv_timeout(Duration::from_secs(60)).expect("the child commits something");
+    seen.recv_timeout(Duration::from_secs(60))
+        .expect("the child commits something");
     std::thread::sleep(delay);
     child.kill().unwrap();
     let status = child.wait().unwrap();
-    assert_eq!(status.signal(), Some(9), "the child ended by itself: {status}");
+    assert_eq!(
+        status.signal(),
+        Some(9),
+        "the child ended by itself: {status}"
+    );
     let mut lines = reader.join().unwrap();
     // What follows the last line feed is empty, or a line that was cut off.
     let cut = lines.last().is_some_and(|line| !line.is_empty());
@@ -267,7 +322,11 @@ fn run_and_kill(order: &Order, reports: &mut Reports, delay: Duration) {
 
 fn open(order: &Order) -> (Store, Vec<Queue>) {
     let mut config = StoreConfig::new(&order.path);
-    config.sync = if order.seed.is_multiple_of(2) { SyncMode::Os } else { SyncMode::Disk };
+    config.sync = if order.seed.is_multiple_of(2) {
+        SyncMode::Os
+    } else {
+        SyncMode::Disk
+    };
     if order.seed.is_multiple_of(3) {
         // So that kills land in flushes and compactions too.
         config.memtable_bytes = 512 * 1024;
@@ -277,7 +336,13 @@ fn open(order: &Order) -> (Store, Vec<Queue>) {
     let opened = Store::open(config, clock, wrap).unwrap();
     assert_eq!(opened.moved_aside, None);
     let queue = |(endpoint, _): (&str, u64)| {
-        opened.store.queue(&QueueId { endpoint: endpoint.to_owned(), priority: 0 }).unwrap()
+        opened
+            .store
+            .queue(&QueueId {
+                endpoint: endpoint.to_owned(),
+                priority: 0,
+            })
+            .unwrap()
     };
     let queues = QUEUES.map(queue).to_vec();
     (opened.store, queues)
@@ -285,21 +350,32 @@ fn open(order: &Order) -> (Store, Vec<Queue>) {
 
 /// Reopens the store and compares; returns each connection's last stored sequence.
 fn check(order: &Order, reports: &Reports) -> Result<[u64; CONNECTIONS], String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let (store, queues) = open(order);
         let mut contents = [const { Vec::new() }; 3];
         for (queue, entries) in queues.iter().zip(&mut contents) {
             let mut next = 0;
             while next < queue.next_offset() {
-                let limit = ReadLimit { entries: 500, bytes: 1 << 20, scan: 500 };
+                let limit = ReadLimit {
+                    entries: 500,
+                    bytes: 1 << 20,
+                    scan: 500,
+                };
                 let batch = queue.read(next, limit, None).await.unwrap();
                 next = batch.next;
                 entries.extend(batch.entries);
             }
             let found = entries.len() as u64;
             if queue.length() != found {
-                return Err(format!("{}: length {} of {found}", queue.id(), queue.length()));
+                return Err(format!(
+                    "{}: length {} of {found}",
+                    queue.id(),
+                    queue.length()
+                ));
             }
         }
         store.close().await.unwrap();
@@ -319,17 +395,24 @@ fn compare(
         for entry in entries {
             let (connection, sequence) = identify(entry)
                 .filter(|(c, s)| entry.message == body(seed, *c, *s))
-                .ok_or_else(|| format!("{}: offset {} has wrong contents", QUEUES[n].0, entry.offset))?;
+                .ok_or_else(|| {
+                    format!(
+                        "{}: offset {} has wrong contents",
+                        QUEUES[n].0, entry.offset
+                    )
+                })?;
             stored[n].entry(connection).or_default().push(sequence);
         }
     }
     let mut last = [0; CONNECTIONS];
-    for connection in 0..CONNECTIONS {
+    for (connection, last) in last.iter_mut().enumerate() {
         let of = |n: usize| stored[n].get(&connection).cloned().unwrap_or_default();
         let all = of(0);
         let count = all.len() as u64;
         if !all.iter().copied().eq(1..=count) {
-            return Err(format!("connection {connection}: gaps, doubles or disorder in {all:?}"));
+            return Err(format!(
+                "connection {connection}: gaps, doubles or disorder in {all:?}"
+            ));
         }
         let committed = reports.committed[connection];
         if committed > count {
@@ -339,15 +422,19 @@ fn compare(
         }
         for (n, (name, every)) in QUEUES.iter().enumerate().skip(1) {
             let gone = |s: &u64| n == DRAINED && reports.settling.contains(&(connection, *s));
-            let expected = (1..=count).filter(|s| s.is_multiple_of(*every)).collect::<Vec<_>>();
+            let expected = (1..=count)
+                .filter(|s| s.is_multiple_of(*every))
+                .collect::<Vec<_>>();
             let found = of(n);
             let missing = expected.iter().find(|s| !found.contains(s) && !gone(s));
             let in_order = found.is_sorted_by(|a, b| a < b);
             if missing.is_some() || !in_order || found.iter().any(|s| !expected.contains(s)) {
-                return Err(format!("connection {connection}: {name} has {found:?} of {expected:?}"));
+                return Err(format!(
+                    "connection {connection}: {name} has {found:?} of {expected:?}"
+                ));
             }
         }
-        last[connection] = count;
+        *last = count;
     }
     Ok(last)
 }
@@ -456,7 +543,10 @@ impl Client {
         let appends = (self.submitted + 1..=self.submitted + count).map(|sequence| {
             let wanted = QUEUES.iter().zip(&self.queues);
             let wanted = wanted.filter(|((_, every), _)| sequence.is_multiple_of(*every));
-            let target = |(_, queue): (_, &Queue)| Target { queue: queue.clone(), expires_at_ms: None };
+            let target = |(_, queue): (_, &Queue)| Target {
+                queue: queue.clone(),
+                expires_at_ms: None,
+            };
             Append {
                 sender: sender(self.connection),
                 message: body(self.seed, self.connection, sequence),
@@ -467,8 +557,14 @@ impl Client {
         let appends = appends.collect();
         self.submitted += count;
         let sequence = self.submitted - self.first;
-        let ticket = CommitTicket { progress: Arc::clone(&self.progress), sequence };
-        self.store.append(AppendBatch { appends, ticket }).await.unwrap();
+        let ticket = CommitTicket {
+            progress: Arc::clone(&self.progress),
+            sequence,
+        };
+        self.store
+            .append(AppendBatch { appends, ticket })
+            .await
+            .unwrap();
         print(&format!("@S {} {}\n", self.connection, self.submitted));
         if self.report == Report::TooEarly {
             self.report(self.submitted);
@@ -485,7 +581,11 @@ async fn drain(queue: Queue) {
     let mut watch = queue.subscribe();
     let mut next = 0;
     loop {
-        let limit = ReadLimit { entries: 100, bytes: 1 << 20, scan: 100 };
+        let limit = ReadLimit {
+            entries: 100,
+            bytes: 1 << 20,
+            scan: 100,
+        };
         let batch = queue.read(next, limit, None).await.unwrap();
         if batch.next == next {
             watch.changed().await.unwrap();
@@ -504,7 +604,13 @@ async fn drain(queue: Queue) {
             outcome: Outcome::Done,
         };
         let (first, second) = batch.entries.split_at(batch.entries.len() / 2);
-        queue.settle(second.iter().map(settled).collect()).await.unwrap();
-        queue.settle(first.iter().map(settled).collect()).await.unwrap();
+        queue
+            .settle(second.iter().map(settled).collect())
+            .await
+            .unwrap();
+        queue
+            .settle(first.iter().map(settled).collect())
+            .await
+            .unwrap();
     }
 }

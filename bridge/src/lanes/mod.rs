@@ -35,3 +35,5 @@ pub use session::SessionId;
 
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod scenario_tests;

@@ -1,5 +1,6 @@
 //! The scheduler against a simulated store and upstream: random interleavings of appends, reads,
 //! acknowledgements, losses and the passing of time, each step checked against what was promised.
+//! `scenario_tests` uses the same world for single stories.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use super::*;
 
 /// How the upstream treats a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Nature {
+pub(super) enum Nature {
     Good,
     /// Every connect is refused.
     Refused,
@@ -23,14 +24,14 @@ enum Nature {
     Poison,
 }
 
-struct Stored {
+pub(super) struct Stored {
     sender: Identity,
     size: usize,
     expires_at_ms: Option<u64>,
-    settled: Option<Outcome>,
+    pub(super) settled: Option<Outcome>,
 }
 
-struct OpenSession {
+pub(super) struct OpenSession {
     sender: Identity,
     opened: bool,
     close_asked: bool,
@@ -42,30 +43,30 @@ struct OpenSession {
     last: BTreeMap<usize, u64>,
 }
 
-struct World {
-    scheduler: Scheduler,
-    config: LaneConfig,
-    start: Instant,
-    now_ms: u64,
-    stored: Vec<Vec<Stored>>,
+pub(super) struct World {
+    pub(super) scheduler: Scheduler,
+    pub(super) config: LaneConfig,
+    pub(super) start: Instant,
+    pub(super) now_ms: u64,
+    pub(super) stored: Vec<Vec<Stored>>,
     /// What the scheduler knows of each queue's end.
-    known_tail: Vec<u64>,
-    reads: Vec<(usize, u64, ReadFilter)>,
-    settles: Vec<(usize, Vec<Settled>)>,
-    sessions: BTreeMap<SessionId, OpenSession>,
+    pub(super) known_tail: Vec<u64>,
+    pub(super) reads: Vec<(usize, u64, ReadFilter)>,
+    pub(super) settles: Vec<(usize, Vec<Settled>)>,
+    pub(super) sessions: BTreeMap<SessionId, OpenSession>,
     /// Settle actions that were given out, before the store heard of them.
-    given_settles: BTreeSet<(usize, u64)>,
-    ever_sent: HashSet<(usize, u64)>,
-    natures: Vec<(Identity, Nature)>,
-    link_up: bool,
-    opens: Vec<u64>,
-    refreshes: Vec<Identity>,
-    max_message: usize,
+    pub(super) given_settles: BTreeSet<(usize, u64)>,
+    pub(super) ever_sent: HashSet<(usize, u64)>,
+    pub(super) natures: Vec<(Identity, Nature)>,
+    pub(super) link_up: bool,
+    pub(super) opens: Vec<u64>,
+    pub(super) refreshes: Vec<Identity>,
+    pub(super) max_message: usize,
 }
 
-const UNIX_MS: u64 = 1_800_000_000_000;
+pub(super) const UNIX_MS: u64 = 1_800_000_000_000;
 
-fn small_config() -> LaneConfig {
+pub(super) fn small_config() -> LaneConfig {
     LaneConfig {
         window: 4,
         lane_entries_max: 6,
@@ -85,12 +86,12 @@ fn small_config() -> LaneConfig {
     }
 }
 
-fn sender(index: usize) -> Identity {
+pub(super) fn sender(index: usize) -> Identity {
     Identity::device(&format!("leaf{index}")).unwrap()
 }
 
 impl World {
-    fn new(config: LaneConfig, queues: usize, natures: &[Nature]) -> Self {
+    pub(super) fn new(config: LaneConfig, queues: usize, natures: &[Nature]) -> Self {
         let start = tokio::time::Instant::now().into_std();
         let starts: Vec<QueueStart> = (0..queues)
             .map(|index| QueueStart {
@@ -127,18 +128,18 @@ impl World {
         }
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now {
             instant: self.start + Duration::from_millis(self.now_ms),
             unix_ms: UNIX_MS + self.now_ms,
         }
     }
 
-    fn nature(&self, sender: &Identity) -> Nature {
+    pub(super) fn nature(&self, sender: &Identity) -> Nature {
         self.natures.iter().find(|(id, _)| id == sender).unwrap().1
     }
 
-    fn append(&mut self, queue: usize, who: usize, size: usize, ttl_ms: Option<u64>) {
+    pub(super) fn append(&mut self, queue: usize, who: usize, size: usize, ttl_ms: Option<u64>) {
         self.max_message = self.max_message.max(size);
         self.stored[queue].push(Stored {
             sender: sender(who),
@@ -148,12 +149,12 @@ impl World {
         });
     }
 
-    fn announce(&mut self, queue: usize) {
+    pub(super) fn announce(&mut self, queue: usize) {
         self.known_tail[queue] = self.stored[queue].len() as u64;
         self.scheduler.queue_grew(queue, self.known_tail[queue]);
     }
 
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         let mut actions = Vec::new();
         self.scheduler.turn(self.now(), &mut actions);
         for action in actions {
@@ -200,7 +201,7 @@ impl World {
         self.check_bounds();
     }
 
-    fn open(&mut self, session: SessionId, sender: Identity) {
+    pub(super) fn open(&mut self, session: SessionId, sender: Identity) {
         assert!(
             self.sessions.values().all(|other| other.sender != sender),
             "two sessions"
@@ -218,7 +219,7 @@ impl World {
         self.sessions.insert(session, session_state);
     }
 
-    fn check_send(&mut self, id: SessionId, batch: Vec<Outgoing>) {
+    pub(super) fn check_send(&mut self, id: SessionId, batch: Vec<Outgoing>) {
         let now = self.now();
         let session = self.sessions.get_mut(&id).expect("send on a dead session");
         assert!(session.opened && !session.close_asked);
@@ -268,7 +269,7 @@ impl World {
         assert!(session.pending.len() <= self.config.window, "window");
     }
 
-    fn check_discard(&mut self, discarded: &Discarded) {
+    pub(super) fn check_discard(&mut self, discarded: &Discarded) {
         let entry = &discarded.entry;
         match discarded.reason {
             DropReason::TtlExpiry => assert!(is_expired(entry, self.now().unix_ms)),
@@ -281,7 +282,7 @@ impl World {
         self.given_settles.insert((queue, entry.offset));
     }
 
-    fn check_bounds(&self) {
+    pub(super) fn check_bounds(&self) {
         let counts = self.scheduler.counts();
         assert!(counts.sessions <= self.config.connections_max);
         assert_eq!(counts.sessions, self.sessions.len());
@@ -303,7 +304,7 @@ impl World {
     }
 
     /// Answers the read at `index` with what the store has now.
-    fn answer_read(&mut self, index: usize) {
+    pub(super) fn answer_read(&mut self, index: usize) {
         if self.reads.is_empty() {
             return;
         }
@@ -334,14 +335,14 @@ impl World {
         self.scheduler.read_done(queue, entries, next, now);
     }
 
-    fn fail_read(&mut self) {
+    pub(super) fn fail_read(&mut self) {
         if let Some((queue, ..)) = self.reads.pop() {
             let now = self.now();
             self.scheduler.read_failed(queue, now);
         }
     }
 
-    fn answer_settle(&mut self, ok: bool) {
+    pub(super) fn answer_settle(&mut self, ok: bool) {
         let Some((queue, settled)) = self.settles.pop() else {
             return;
         };
@@ -360,7 +361,7 @@ impl World {
         self.scheduler.settled(queue, &settled);
     }
 
-    fn pick(&self, index: usize, opened: bool) -> Option<SessionId> {
+    pub(super) fn pick(&self, index: usize, opened: bool) -> Option<SessionId> {
         let fits: Vec<SessionId> = self
             .sessions
             .iter()
@@ -370,7 +371,7 @@ impl World {
         (!fits.is_empty()).then(|| fits[index % fits.len()])
     }
 
-    fn answer_open(&mut self, index: usize) {
+    pub(super) fn answer_open(&mut self, index: usize) {
         let Some(id) = self.pick(index, false) else {
             return;
         };
@@ -390,7 +391,7 @@ impl World {
     }
 
     /// Acknowledges up to `count` messages of a session, the newest first if `reversed`.
-    fn acknowledge(&mut self, index: usize, count: usize, reversed: bool) {
+    pub(super) fn acknowledge(&mut self, index: usize, count: usize, reversed: bool) {
         let Some(id) = self.pick(index, true) else {
             return;
         };
@@ -420,13 +421,13 @@ impl World {
         self.scheduler.disposed(id, &dispositions);
     }
 
-    fn lose(&mut self, index: usize) {
+    pub(super) fn lose(&mut self, index: usize) {
         if let Some(id) = self.pick(index, true) {
             self.end(id, &CloseCause::Lost("cut".into()));
         }
     }
 
-    fn honour_closes(&mut self) {
+    pub(super) fn honour_closes(&mut self) {
         let asked: Vec<SessionId> = self
             .sessions
             .iter()
@@ -438,13 +439,13 @@ impl World {
         }
     }
 
-    fn end(&mut self, id: SessionId, cause: &CloseCause) {
+    pub(super) fn end(&mut self, id: SessionId, cause: &CloseCause) {
         self.sessions.remove(&id);
         let now = self.now();
         self.scheduler.closed(id, cause, now);
     }
 
-    fn unsettled(&self, nature: Nature) -> usize {
+    pub(super) fn unsettled(&self, nature: Nature) -> usize {
         self.stored
             .iter()
             .flatten()
@@ -453,7 +454,7 @@ impl World {
     }
 
     /// One round of a world in which everything that is asked for happens at once.
-    fn round(&mut self) {
+    pub(super) fn round(&mut self) {
         for queue in 0..self.stored.len() {
             self.announce(queue);
         }
@@ -476,7 +477,7 @@ impl World {
     }
 
     /// Lets time pass until every good sender's messages are settled.
-    fn run_until_good_are_settled(&mut self, patience: Duration) {
+    pub(super) fn run_until_good_are_settled(&mut self, patience: Duration) {
         let deadline = self.now_ms + patience.as_millis() as u64;
         while self.unsettled(Nature::Good) > 0 {
             self.round();
@@ -498,7 +499,7 @@ impl World {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Op {
     Append {
         queue: usize,
@@ -601,302 +602,4 @@ proptest! {
             }
         }
     }
-}
-
-/// Ten senders that never get through must not slow one that does.
-#[test]
-fn permanently_failing_senders_delay_no_other() {
-    let natures: Vec<Nature> = (0..11)
-        .map(|i| {
-            if i == 0 {
-                Nature::Good
-            } else {
-                Nature::Refused
-            }
-        })
-        .collect();
-    let mut world = World::new(small_config(), 1, &natures);
-    for who in 1..11 {
-        for _ in 0..50 {
-            world.append(0, who, 100, None);
-        }
-    }
-    for _ in 0..20 {
-        world.round();
-        world.now_ms += 1000;
-    }
-    for _ in 0..200 {
-        world.append(0, 0, 100, None);
-    }
-    world.run_until_good_are_settled(Duration::from_secs(3));
-    assert_eq!(world.unsettled(Nature::Refused), 500);
-    assert_eq!(
-        world.refreshes.len(),
-        10,
-        "one question to the upstream per row of failures"
-    );
-}
-
-/// As many slow senders as there are connections: the lease makes room for the others.
-#[test]
-fn slow_senders_on_all_connections_give_way() {
-    let natures = [
-        Nature::Slow,
-        Nature::Slow,
-        Nature::Slow,
-        Nature::Slow,
-        Nature::Good,
-    ];
-    let mut world = World::new(small_config(), 1, &natures);
-    for who in 0..4 {
-        for _ in 0..20 {
-            world.append(0, who, 500, None);
-        }
-    }
-    while world.sessions.len() < 4 {
-        world.round();
-        world.now_ms += 100;
-        assert!(world.now_ms < 10_000);
-    }
-    for _ in 0..30 {
-        world.append(0, 4, 500, None);
-    }
-    world.run_until_good_are_settled(Duration::from_secs(30));
-}
-
-/// What waited during an outage flows at once when the link is back, however long the back-off.
-#[test]
-fn recovery_cuts_all_backoffs_short() {
-    let mut world = World::new(small_config(), 1, &[Nature::Good; 6]);
-    world.link_up = false;
-    for who in 0..6 {
-        for _ in 0..10 {
-            world.append(0, who, 50, None);
-        }
-    }
-    // Two hours without the upstream.
-    while world.now_ms < 7_200_000 {
-        world.round();
-        let now = world.now();
-        let next = world.scheduler.next_wakeup(now).unwrap_or(now.instant);
-        world.now_ms += (next.saturating_duration_since(now.instant).as_millis() as u64).max(1);
-    }
-    assert_eq!(world.scheduler.link(), Link::Down);
-    world.link_up = true;
-    // The first probe comes within its back-off ...
-    let unsettled = world.unsettled(Nature::Good);
-    while world.unsettled(Nature::Good) == unsettled {
-        world.round();
-        world.now_ms += 100;
-        assert!(world.now_ms < 7_200_000 + 145_000);
-    }
-    // ... and then everybody else at the connect rate.
-    world.run_until_good_are_settled(Duration::from_millis(1500));
-}
-
-/// While the link is down the backlog is not read over and over.
-#[test]
-fn an_outage_does_not_read_the_backlog() {
-    let mut world = World::new(small_config(), 1, &[Nature::Good; 30]);
-    world.link_up = false;
-    for index in 0..3000 {
-        world.append(0, index % 30, 50, None);
-    }
-    let mut reads = 0;
-    for _ in 0..600 {
-        world.round();
-        reads += world.reads.len();
-        world.now_ms += 100;
-    }
-    assert!(reads < 10, "{reads} reads");
-    assert!(world.scheduler.counts().lanes <= 12);
-    world.link_up = true;
-    world.run_until_good_are_settled(Duration::from_secs(120));
-}
-
-/// A message that always breaks its session is sent alone after a while, and reported, not dropped.
-#[test]
-fn a_poison_message_is_isolated_reported_and_kept() {
-    let mut world = World::new(small_config(), 1, &[Nature::Good, Nature::Poison]);
-    for _ in 0..5 {
-        world.append(0, 1, 10, None);
-    }
-    let mut reports = Vec::new();
-    for _ in 0..2000 {
-        world.append(0, 0, 10, None);
-        world.announce(0);
-        let mut actions = Vec::new();
-        world.scheduler.turn(world.now(), &mut actions);
-        for action in actions {
-            match action {
-                Action::Read {
-                    queue,
-                    from,
-                    filter,
-                } => world.reads.push((queue, from, filter)),
-                Action::Settle { queue, settled } => world.settles.push((queue, settled)),
-                Action::Open { session, identity } => world.open(session, identity),
-                Action::Close { session } => world.end(session, &CloseCause::Requested),
-                Action::Send { session, batch } => {
-                    if batch[0].entry.sender == sender(1) && reports.len() == 1 {
-                        assert_eq!(batch.len(), 1, "sent alone");
-                    }
-                    world.check_send(session, batch);
-                }
-                Action::Report(report @ Report::SuspectMessage { .. }) => reports.push(report),
-                Action::Report(_) | Action::Discarded(_) | Action::Refresh { .. } => {}
-            }
-        }
-        world.answer_read(0);
-        world.answer_open(0);
-        world.answer_open(0);
-        world.acknowledge(0, 10, false);
-        world.acknowledge(1, 10, false);
-        world.answer_settle(true);
-        world.now_ms += 50;
-    }
-    let expected = |times| Report::SuspectMessage {
-        identity: sender(1),
-        priority: 0,
-        offset: 0,
-        times,
-    };
-    assert!(reports.len() >= 2, "{reports:?}");
-    assert_eq!(reports[..2], [expected(10), expected(20)]);
-    assert_eq!(world.unsettled(Nature::Poison), 5);
-}
-
-/// A sender that is proven gone: everything of it is dropped, old and new, and counted; a sender
-/// that comes back is served again.
-#[test]
-fn messages_of_a_sender_that_is_gone_are_dropped_and_a_return_is_served() {
-    let mut world = World::new(small_config(), 2, &[Nature::Refused]);
-    for queue in [0, 1] {
-        for _ in 0..20 {
-            world.append(queue, 0, 10, None);
-        }
-    }
-    for _ in 0..10 {
-        world.round();
-        world.now_ms += 100;
-    }
-    assert_eq!(world.refreshes, [sender(0)]);
-    assert_eq!(
-        world.unsettled(Nature::Refused),
-        40,
-        "nothing is dropped without proof"
-    );
-    world
-        .scheduler
-        .identity_checked(&sender(0), Verdict::Unknown);
-    world.round();
-    assert_eq!(world.unsettled(Nature::Refused), 40);
-    assert_eq!(world.scheduler.doubtful(), [sender(0)]);
-    while world.unsettled(Nature::Refused) > 0 {
-        world.scheduler.identity_checked(&sender(0), Verdict::Gone);
-        world.round();
-        world.now_ms += 50;
-        assert!(world.now_ms < 60_000);
-    }
-    let all = world.stored.iter().flatten();
-    assert!(
-        all.into_iter()
-            .all(|stored| stored.settled == Some(Outcome::Dropped))
-    );
-    world.round();
-    assert_eq!(
-        world.scheduler.counts().lanes,
-        0,
-        "nothing is left of the lane"
-    );
-    world.natures[0].1 = Nature::Good;
-    world.append(0, 0, 10, None);
-    world.run_until_good_are_settled(Duration::from_secs(1));
-    assert_eq!(world.stored[0][20].settled, Some(Outcome::Done));
-}
-
-/// A credential that runs out: the session is replaced in time, without a failure or a resend.
-#[test]
-fn sessions_are_renewed_before_their_credential_expires() {
-    let mut world = World::new(small_config(), 1, &[Nature::Good]);
-    for _ in 0..600 {
-        world.append(0, 0, 10, None);
-        world.round();
-        world.now_ms += 500;
-    }
-    world.run_until_good_are_settled(Duration::from_secs(5));
-    // The world's credentials live 60 s: 300 s need six to eleven sessions.
-    assert!(
-        (6..=11).contains(&world.opens.len()),
-        "{} sessions",
-        world.opens.len()
-    );
-    let gaps = world.opens.windows(2).map(|pair| pair[1] - pair[0]);
-    assert!(
-        gaps.clone().all(|ms| (28_000..=55_000).contains(&ms)),
-        "{:?}",
-        gaps.collect::<Vec<_>>()
-    );
-}
-
-/// A connection without work is closed after the idle time, and opened again by the next message.
-#[test]
-fn idle_sessions_close_and_come_back_on_demand() {
-    let mut config = small_config();
-    config.idle_close = Duration::from_secs(5);
-    let mut world = World::new(config, 1, &[Nature::Good]);
-    world.append(0, 0, 10, None);
-    world.run_until_good_are_settled(Duration::from_secs(1));
-    world.now_ms += 4500;
-    world.round();
-    assert_eq!(world.sessions.len(), 1);
-    world.now_ms += 1000;
-    world.round();
-    assert_eq!(
-        (world.sessions.len(), world.scheduler.counts().lanes),
-        (0, 0)
-    );
-    world.append(0, 0, 10, None);
-    world.run_until_good_are_settled(Duration::from_secs(1));
-    assert_eq!(world.opens.len(), 2);
-}
-
-/// Stopping waits for what is in flight, up to the deadline, and settles what was acknowledged.
-#[test]
-fn stop_settles_what_was_acknowledged_and_abandons_the_rest() {
-    let mut world = World::new(small_config(), 1, &[Nature::Good, Nature::Slow]);
-    for who in [0, 1] {
-        for _ in 0..3 {
-            world.append(0, who, 10, None);
-        }
-    }
-    world.announce(0);
-    for _ in 0..3 {
-        world.turn();
-        world.answer_read(0);
-        world.answer_open(0);
-        world.answer_open(0);
-    }
-    world.turn();
-    let deadline = world.now().instant + Duration::from_secs(2);
-    world.scheduler.stop(deadline);
-    world.turn();
-    for index in [0, 1] {
-        world.acknowledge(index, 10, false);
-    }
-    world.turn();
-    world.honour_closes();
-    assert_eq!(world.sessions.len(), 1, "the slow one is waited for");
-    world.now_ms += 2000;
-    world.turn();
-    world.honour_closes();
-    assert!(!world.scheduler.is_stopped(), "a settle is under way");
-    world.turn();
-    world.answer_settle(true);
-    world.turn();
-    assert!(world.scheduler.is_stopped());
-    assert_eq!(
-        (world.unsettled(Nature::Good), world.unsettled(Nature::Slow)),
-        (0, 3)
-    );
 }

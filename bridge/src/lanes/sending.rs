@@ -2,7 +2,7 @@
 
 use super::{
     intake::discard,
-    lane::{InFlight, LaneState},
+    lane::{InFlight, Lane, LaneState},
     message::{Disposition, DropReason, Outcome, Outgoing, Settled, cost_of, is_expired},
     scheduler::{Action, Now, Scheduler},
     session::SessionId,
@@ -67,9 +67,7 @@ impl Scheduler {
         if self.queues.len() > 1 {
             // Among lanes, the higher priority goes first too.
             dirty.sort_by_cached_key(|key| {
-                self.lanes
-                    .get(*key)
-                    .map_or(usize::MAX, |lane| lane.head_queue())
+                self.lanes.get(*key).map_or(usize::MAX, Lane::head_queue)
             });
         }
         for key in dirty {

@@ -220,11 +220,13 @@ impl Scheduler {
         let mut leaving = 0_usize;
         for key in self.lanes.session_keys() {
             match self.lanes.get(key).map(|lane| lane.state) {
-                Some(LaneState::Ready(Ready {
-                    drain_until: Some(_),
-                    ..
-                }))
-                | Some(LaneState::Closing(_)) => leaving += 1,
+                Some(
+                    LaneState::Closing(_)
+                    | LaneState::Ready(Ready {
+                        drain_until: Some(_),
+                        ..
+                    }),
+                ) => leaving += 1,
                 Some(LaneState::Ready(Ready {
                     idle_since: Some(since),
                     ..

@@ -7,6 +7,7 @@
 mod frame;
 mod machine;
 mod session;
+mod terms;
 
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use edgehub_proto::{identity::Identity, username};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-pub use machine::{Connack, ConnectParams, Machine, MachineConfig, MachineError, PublishError};
+pub use machine::Machine;
+pub use terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError};
 
 use crate::{
     dial::Dialer,

@@ -12,7 +12,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use super::machine::{Connack, ConnectParams, Machine, MachineConfig, MachineError, PublishError};
+use super::{
+    machine::Machine,
+    terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError},
+};
 use crate::{
     counters::{self, SentCounters},
     lanes::{CloseCause, Disposition, DropReason, Outgoing, SessionId},

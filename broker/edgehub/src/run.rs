@@ -15,8 +15,8 @@ use edgehub_broker::http::scope_api::ScopeApi;
 use edgehub_broker::http::{self, ListenerContext, Transport};
 use edgehub_broker::hub::{Hub, HubParts};
 use edgehub_broker::mqtt::connection::ConnectionContext;
-use edgehub_broker::mqtt::machine::Timing;
 use edgehub_broker::mqtt::listener;
+use edgehub_broker::mqtt::machine::Timing;
 use edgehub_broker::readiness::Readiness;
 use edgehub_broker::routing::Router;
 use edgehub_broker::telemetry::metrics::{self, AckCounters, Metrics};
@@ -68,8 +68,7 @@ async fn serve(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let own_device = settings.own_identity.device_id().to_owned();
-    let (router, bad) =
-        Router::new(&settings.routes, &own_device, settings.time_to_live, store)?;
+    let (router, bad) = Router::new(&settings.routes, &own_device, settings.time_to_live, store)?;
     for route in bad {
         tracing::error!("{route}");
     }
@@ -79,12 +78,22 @@ async fn serve(
     }
 
     let scope = ScopeCache::new(&settings.own_identity.device_identity());
-    let bridge =
-        upstream::start(&settings, Arc::clone(&clock) as _, store, &scope, tasks, stop)?;
+    let bridge = upstream::start(
+        &settings,
+        Arc::clone(&clock) as _,
+        store,
+        &scope,
+        tasks,
+        stop,
+    )?;
     let hosts = AudienceHosts::new(&settings.hub_host, &settings.own_host);
     let refresh = bridge.identity_refresh();
-    let authenticator =
-        Authenticator::new(Arc::clone(&scope), hosts.clone(), Arc::clone(&clock) as _, Some(refresh));
+    let authenticator = Authenticator::new(
+        Arc::clone(&scope),
+        hosts.clone(),
+        Arc::clone(&clock) as _,
+        Some(refresh),
+    );
     let hub = Hub::new(HubParts {
         hub_host: settings.hub_host.clone(),
         own_identity: settings.own_identity.clone(),
@@ -97,7 +106,8 @@ async fn serve(
         connected_clients_max: settings.connected_clients_max,
     });
 
-    let (ready, readiness) = watch::channel(Readiness::starting("the device scope is not known yet"));
+    let (ready, readiness) =
+        watch::channel(Readiness::starting("the device scope is not known yet"));
     let admin = Admin::new(Arc::clone(&hub), metrics, readiness).router();
     let socket = bind(&settings, settings.ports.metrics)?;
     let context = http_context(Transport::Plain, ADMIN_CONNECTIONS_MAX, stop, tasks);
@@ -108,7 +118,12 @@ async fn serve(
         faults.listen(path, stop.clone(), tasks)?;
     }
     tasks.spawn(Arc::clone(&hub).watch_scope(stop.clone()));
-    tasks.spawn(sweep(store.clone(), Arc::clone(&clock), settings.cleanup_interval, stop.clone()));
+    tasks.spawn(sweep(
+        store.clone(),
+        Arc::clone(&clock),
+        settings.cleanup_interval,
+        stop.clone(),
+    ));
 
     tokio::select! {
         () = scope_known(&scope) => open_heads(&settings, &hub, tasks, stop)?,
@@ -140,8 +155,15 @@ fn open_heads(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let heads = [(settings.mqtt_enabled, "MQTT"), (settings.https_enabled, "HTTP")];
-    let names: Vec<_> = heads.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+    let heads = [
+        (settings.mqtt_enabled, "MQTT"),
+        (settings.https_enabled, "HTTP"),
+    ];
+    let names: Vec<_> = heads
+        .iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, name)| *name)
+        .collect();
     tracing::info!("Starting protocol heads - ({})", names.join(", "));
     let files = &settings.certificates;
     let read = |path: &std::path::Path| {
@@ -165,7 +187,12 @@ fn open_heads(
             stop: stop.clone(),
         };
         let socket = bind(settings, settings.ports.mqtt)?;
-        tasks.spawn(listener::listen(socket, acceptor.clone(), context, tasks.clone()));
+        tasks.spawn(listener::listen(
+            socket,
+            acceptor.clone(),
+            context,
+            tasks.clone(),
+        ));
     }
     if settings.https_enabled {
         let socket = bind(settings, settings.ports.https)?;
@@ -183,14 +210,22 @@ fn http_context(
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> ListenerContext {
-    ListenerContext { transport, connections_max, stop: stop.clone(), tasks: tasks.clone() }
+    ListenerContext {
+        transport,
+        connections_max,
+        stop: stop.clone(),
+        tasks: tasks.clone(),
+    }
 }
 
 fn bind(settings: &Settings, port: u16) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(settings.listen_address, port);
     let listen = |address: SocketAddr| {
-        let socket =
-            if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -199,7 +234,10 @@ fn bind(settings: &Settings, port: u16) -> anyhow::Result<TcpListener> {
         .or_else(|error| {
             // A machine without IPv6 cannot bind the unspecified IPv6 address.
             if address.ip().is_unspecified() && address.is_ipv6() {
-                listen(SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), port))
+                listen(SocketAddr::new(
+                    std::net::Ipv4Addr::UNSPECIFIED.into(),
+                    port,
+                ))
             } else {
                 Err(error)
             }
@@ -214,8 +252,12 @@ fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Stor
         StorageSync::Disk => SyncMode::Disk,
     };
     let wrap = ConnectionStringWrap::new(settings.connection_string.key().as_bytes());
-    let Opened { store, moved_aside, seal_problem, .. } =
-        Store::open(config, clock, Arc::new(wrap))?;
+    let Opened {
+        store,
+        moved_aside,
+        seal_problem,
+        ..
+    } = Store::open(config, clock, Arc::new(wrap))?;
     if let Some(moved) = moved_aside {
         tracing::error!(
             "The store did not open ({}): it was moved to {} and an empty one is used",
@@ -230,12 +272,7 @@ fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Stor
 }
 
 /// Settles expired messages of all queues now and then (spec/operations.md A1.2).
-async fn sweep(
-    store: Store,
-    clock: Arc<SystemClock>,
-    interval: Duration,
-    stop: CancellationToken,
-) {
+async fn sweep(store: Store, clock: Arc<SystemClock>, interval: Duration, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
@@ -270,7 +307,10 @@ fn watch_signals(stop: &CancellationToken) -> anyhow::Result<()> {
 
 async fn shut_down(tasks: TaskTracker, store: Store) -> anyhow::Result<()> {
     tasks.close();
-    if tokio::time::timeout(SHUTDOWN_MAX / 2, tasks.wait()).await.is_err() {
+    if tokio::time::timeout(SHUTDOWN_MAX / 2, tasks.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!("{} tasks did not end in time", tasks.len());
     }
     match tokio::time::timeout(SHUTDOWN_MAX / 2, store.close()).await {

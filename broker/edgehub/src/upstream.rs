@@ -41,11 +41,14 @@ pub(crate) fn start(
     )
     .context("the key of IotHubConnectionString cannot be used")?;
     let bundle = &settings.certificates.trust_bundle;
-    let bundle = std::fs::read(bundle).with_context(|| format!("cannot read {}", bundle.display()))?;
+    let bundle =
+        std::fs::read(bundle).with_context(|| format!("cannot read {}", bundle.display()))?;
 
     // A queue that an earlier configuration filled is drained too.
-    let default =
-        QueueId { endpoint: UPSTREAM_ENDPOINT.to_owned(), priority: DEFAULT_PRIORITY };
+    let default = QueueId {
+        endpoint: UPSTREAM_ENDPOINT.to_owned(),
+        priority: DEFAULT_PRIORITY,
+    };
     store.queue(&default)?;
     let mut queues = store.queues();
     queues.retain(|queue| queue.id().endpoint == UPSTREAM_ENDPOINT);
@@ -67,7 +70,11 @@ pub(crate) fn start(
         tls: tls::client_config(&bundle)?,
         clock,
     };
-    let via = if upstream.nested { "the parent" } else { "IoT Hub" };
+    let via = if upstream.nested {
+        "the parent"
+    } else {
+        "IoT Hub"
+    };
     tracing::info!("Upstream is {via} at {}, over MQTT", upstream.host);
     Ok(Bridge::start(config, deps, tasks, stop)?)
 }

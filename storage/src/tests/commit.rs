@@ -22,7 +22,12 @@ async fn syncs_of(sync: SyncMode) -> (u64, u64, u64) {
         fill(&store, &queue, 3).await;
     }
     queue.settle_committed(vec![done(0)]).await.unwrap();
-    let value = KvOp::Put { column: Column::Twins, key: b"k".into(), value: b"v".into(), sealed: false };
+    let value = KvOp::Put {
+        column: Column::Twins,
+        key: b"k".into(),
+        value: b"v".into(),
+        sealed: false,
+    };
     store.write(vec![value]).await.unwrap();
     let after = store.stats();
     (
@@ -57,7 +62,9 @@ async fn many_connections_share_commits_and_each_gets_its_order() {
             for n in 0..BATCHES {
                 let bodies = [format!("{}", 2 * n), format!("{}", 2 * n + 1)];
                 let name = format!("c{c}");
-                let appends = bodies.iter().map(|body| message(&name, body, &[(&q, None)]));
+                let appends = bodies
+                    .iter()
+                    .map(|body| message(&name, body, &[(&q, None)]));
                 store.append(sender.batch(appends.collect())).await.unwrap();
             }
             assert!(sender.committed().await);
@@ -75,15 +82,26 @@ async fn many_connections_share_commits_and_each_gets_its_order() {
         assert!(bodies.eq(expected), "{name} is out of order");
     }
     let stats = store.stats();
-    assert_eq!((stats.appends, stats.intake_bytes), (CONNECTIONS * BATCHES * 2, 0));
-    assert!(stats.commits < CONNECTIONS * BATCHES, "{} commits", stats.commits);
+    assert_eq!(
+        (stats.appends, stats.intake_bytes),
+        (CONNECTIONS * BATCHES * 2, 0)
+    );
+    assert!(
+        stats.commits < CONNECTIONS * BATCHES,
+        "{} commits",
+        stats.commits
+    );
 }
 
 #[tokio::test]
 async fn a_batch_above_every_limit_still_passes() {
     let dir = TempDir::new().unwrap();
     let mut config = StoreConfig::new(dir.path().join("edgeHub"));
-    (config.intake_bytes, config.group_bytes, config.group_appends) = (1_000, 100, 2);
+    (
+        config.intake_bytes,
+        config.group_bytes,
+        config.group_appends,
+    ) = (1_000, 100, 2);
     config.tail_bytes = 10;
     let store = try_open(config).unwrap().store;
     let q = queue(&store, "q");
@@ -108,7 +126,10 @@ async fn values_are_written_together_and_scanned_by_column() {
             put(Column::Twins, "a", "1"),
             put(Column::Meta, "format", "ours"),
             put(Column::Sessions, "gone", "x"),
-            KvOp::Delete { column: Column::Sessions, key: b"gone".into() },
+            KvOp::Delete {
+                column: Column::Sessions,
+                key: b"gone".into(),
+            },
         ])
         .await
         .unwrap();
@@ -116,9 +137,15 @@ async fn values_are_written_together_and_scanned_by_column() {
     let store = open_at(&dir.path().join("edgeHub"));
     assert_eq!(
         store.scan(Column::Twins).unwrap(),
-        vec![(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), b"2".to_vec())]
+        vec![
+            (b"a".to_vec(), b"1".to_vec()),
+            (b"b".to_vec(), b"2".to_vec())
+        ]
     );
-    assert_eq!(store.get(Column::Meta, b"format").unwrap(), Some(b"ours".to_vec()));
+    assert_eq!(
+        store.get(Column::Meta, b"format").unwrap(),
+        Some(b"ours".to_vec())
+    );
     assert_eq!(store.get(Column::Sessions, b"gone").unwrap(), None);
     assert!(store.scan(Column::Scope).unwrap().is_empty());
 }
@@ -137,10 +164,19 @@ async fn closing_commits_what_was_handed_over_and_refuses_the_rest() {
     let batch = sender.batch(vec![message("dev", "late", &[(&q, None)])]);
     assert_eq!(store.append(batch).await, Err(StoreClosed));
     let batch = sender.batch(vec![]);
-    assert!(matches!(store.try_append(batch), Err(TryAppendError::Closed)));
-    assert!(matches!(q.settle(vec![done(0)]).await, Err(StoreError::Closed)));
+    assert!(matches!(
+        store.try_append(batch),
+        Err(TryAppendError::Closed)
+    ));
+    assert!(matches!(
+        q.settle(vec![done(0)]).await,
+        Err(StoreError::Closed)
+    ));
     assert!(matches!(store.write(vec![]).await, Err(StoreError::Closed)));
-    assert!(matches!(store.get(Column::Twins, b"x"), Err(StoreError::Closed)));
+    assert!(matches!(
+        store.get(Column::Twins, b"x"),
+        Err(StoreError::Closed)
+    ));
     store.close().await.unwrap();
     let store = open_at(&dir.path().join("edgeHub"));
     assert_eq!(read_all(&queue(&store, "q"), 0).await.len(), 50);
@@ -152,7 +188,10 @@ async fn dropping_the_last_handle_commits_and_closes_in_the_background() {
     let mut closed = store.core.closed.clone();
     let q = queue(&store, "q");
     let mut sender = Sender::new();
-    store.append(sender.batch(vec![message("dev", "m", &[(&q, None)])])).await.unwrap();
+    store
+        .append(sender.batch(vec![message("dev", "m", &[(&q, None)])]))
+        .await
+        .unwrap();
     drop((store, q));
     assert!(sender.committed().await);
     let _ = closed.wait_for(|closed| *closed).await;
@@ -165,7 +204,9 @@ async fn a_queue_of_another_store_fails_its_batch_and_nothing_else() {
     let ((_dir_a, a), (_dir_b, b)) = (fresh(), fresh());
     let (mine, theirs) = (queue(&a, "q"), queue(&b, "q"));
     let mut sender = Sender::new();
-    a.append(sender.batch(vec![message("dev", "m", &[(&theirs, None)])])).await.unwrap();
+    a.append(sender.batch(vec![message("dev", "m", &[(&theirs, None)])]))
+        .await
+        .unwrap();
     assert!(!sender.committed().await);
     fill(&a, &mine, 2).await;
     assert_eq!((mine.length(), theirs.length()), (2, 0));

@@ -24,7 +24,11 @@ use crate::{
 /// 2026-08-21 10:00:05.120 UTC.
 const NOW_MS: u64 = 1_787_306_405_120;
 
-const EVERYTHING: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX, scan: usize::MAX };
+const EVERYTHING: ReadLimit = ReadLimit {
+    entries: usize::MAX,
+    bytes: usize::MAX,
+    scan: usize::MAX,
+};
 
 fn try_open(config: StoreConfig) -> Result<Opened, StoreError> {
     let clock = Arc::new(ManualClock::new(NOW_MS));
@@ -45,7 +49,12 @@ fn fresh() -> (TempDir, Store) {
 }
 
 fn queue(store: &Store, endpoint: &str) -> Queue {
-    store.queue(&QueueId { endpoint: endpoint.to_owned(), priority: 7 }).unwrap()
+    store
+        .queue(&QueueId {
+            endpoint: endpoint.to_owned(),
+            priority: 7,
+        })
+        .unwrap()
 }
 
 fn message(sender: &str, body: &str, targets: &[(&Queue, Option<u64>)]) -> Append {
@@ -71,13 +80,18 @@ struct Sender {
 
 impl Sender {
     fn new() -> Self {
-        Self { progress: CommitProgress::new(), sequence: 0 }
+        Self {
+            progress: CommitProgress::new(),
+            sequence: 0,
+        }
     }
 
     fn batch(&mut self, appends: Vec<Append>) -> AppendBatch {
         self.sequence += appends.len() as u64;
-        let ticket =
-            CommitTicket { progress: Arc::clone(&self.progress), sequence: self.sequence };
+        let ticket = CommitTicket {
+            progress: Arc::clone(&self.progress),
+            sequence: self.sequence,
+        };
         AppendBatch { appends, ticket }
     }
 
@@ -99,7 +113,8 @@ async fn append(store: &Store, appends: Vec<Append>) {
 /// `count` messages `m<offset>` of sender `dev` for one queue.
 async fn fill(store: &Store, queue: &Queue, count: u64) {
     let first = queue.next_offset();
-    let appends = (first..first + count).map(|n| message("dev", &format!("m{n}"), &[(queue, None)]));
+    let appends =
+        (first..first + count).map(|n| message("dev", &format!("m{n}"), &[(queue, None)]));
     append(store, appends.collect()).await;
 }
 
@@ -121,9 +136,17 @@ fn offsets(entries: &[Entry]) -> Vec<u64> {
 }
 
 fn settled(entry: &Entry, outcome: Outcome) -> Settled {
-    Settled { offset: entry.offset, shared: entry.shared, outcome }
+    Settled {
+        offset: entry.offset,
+        shared: entry.shared,
+        outcome,
+    }
 }
 
 fn done(offset: u64) -> Settled {
-    Settled { offset, shared: None, outcome: Outcome::Done }
+    Settled {
+        offset,
+        shared: None,
+        outcome: Outcome::Done,
+    }
 }

@@ -14,12 +14,29 @@ enum Op {
     /// Messages, each for a set of queues (bits), perhaps with an expiry this far from now.
     Append(Vec<(u8, Option<u8>)>),
     /// A queue and positions among its unsettled entries; committed or only handed over.
-    Settle { queue: usize, picks: Vec<u16>, wait: bool },
+    Settle {
+        queue: usize,
+        picks: Vec<u16>,
+        wait: bool,
+    },
     /// The first entries of a queue.
-    SettleHead { queue: usize, count: u8 },
-    Read { queue: usize, from: u16, entries: u8, scan: u8 },
-    Expire { queue: usize, after: u8 },
-    Reopen { crash: bool },
+    SettleHead {
+        queue: usize,
+        count: u8,
+    },
+    Read {
+        queue: usize,
+        from: u16,
+        entries: u8,
+        scan: u8,
+    },
+    Expire {
+        queue: usize,
+        after: u8,
+    },
+    Reopen {
+        crash: bool,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -57,7 +74,10 @@ impl Oracle {
     fn picked(&self, picks: &[u16]) -> Vec<u64> {
         let offsets = self.unsettled.keys().copied().collect::<Vec<_>>();
         let index = |pick: &u16| usize::from(*pick) * offsets.len() / 65_536;
-        picks.iter().filter_map(|pick| offsets.get(index(pick)).copied()).collect()
+        picks
+            .iter()
+            .filter_map(|pick| offsets.get(index(pick)).copied())
+            .collect()
     }
 }
 
@@ -83,14 +103,24 @@ impl World {
     fn new() -> Self {
         // Hundreds of stores are opened here; what a crash leaves is the same in memory.
         let memory = Path::new("/dev/shm");
-        let dir = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+        let dir = if memory.is_dir() {
+            TempDir::new_in(memory)
+        } else {
+            TempDir::new()
+        };
         let dir = dir.unwrap();
         let store = Self::open(&dir.path().join("0"));
         for n in 0..QUEUES {
             queue(&store, &format!("q{n}"));
         }
         let oracles = (0..QUEUES).map(|_| Oracle::default()).collect();
-        Self { dir, generation: 0, store, oracles, written: 0 }
+        Self {
+            dir,
+            generation: 0,
+            store,
+            oracles,
+            written: 0,
+        }
     }
 
     fn queue(&self, n: usize) -> Queue {
@@ -109,7 +139,12 @@ impl World {
                 let offsets = heads.copied().collect::<Vec<_>>();
                 self.settle(queue, &offsets, true).await;
             }
-            Op::Read { queue, from, entries, scan } => {
+            Op::Read {
+                queue,
+                from,
+                entries,
+                scan,
+            } => {
                 self.read(queue, from, entries.into(), scan.into()).await;
             }
             Op::Expire { queue, after } => self.expire(queue, NOW_MS + u64::from(after)).await,
@@ -122,14 +157,21 @@ impl World {
         let mut appends = Vec::new();
         for (bits, expires) in messages {
             self.written += 1;
-            let body = format!("{:x>width$}", self.written, width = (self.written % 400) as usize);
+            let body = format!(
+                "{:x>width$}",
+                self.written,
+                width = (self.written % 400) as usize
+            );
             let expires_at_ms = expires.map(|after| NOW_MS + u64::from(after));
             let targets = (0..QUEUES).filter(|n| bits & (1 << n) != 0);
             let targets = targets.map(|n| (n, &queues[n])).collect::<Vec<_>>();
             for (n, _) in &targets {
                 let oracle = &mut self.oracles[*n];
-                let expected =
-                    Expected { body: body.clone(), expires_at_ms, is_shared: targets.len() > 1 };
+                let expected = Expected {
+                    body: body.clone(),
+                    expires_at_ms,
+                    is_shared: targets.len() > 1,
+                };
                 oracle.unsettled.insert(oracle.next, expected);
                 oracle.next += 1;
             }
@@ -143,11 +185,27 @@ impl World {
         let handle = self.queue(queue);
         let mut items = Vec::new();
         for offset in offsets {
-            let read = handle.read(*offset, ReadLimit { entries: 1, ..EVERYTHING }, None).await;
+            let read = handle
+                .read(
+                    *offset,
+                    ReadLimit {
+                        entries: 1,
+                        ..EVERYTHING
+                    },
+                    None,
+                )
+                .await;
             let read = read.unwrap().entries;
             // A pick that comes twice may be settled by now.
-            let shared = read.first().filter(|e| e.offset == *offset).and_then(|e| e.shared);
-            items.push(Settled { offset: *offset, shared, outcome: Outcome::Done });
+            let shared = read
+                .first()
+                .filter(|e| e.offset == *offset)
+                .and_then(|e| e.shared);
+            items.push(Settled {
+                offset: *offset,
+                shared,
+                outcome: Outcome::Done,
+            });
             if let Some(expected) = self.oracles[queue].unsettled.remove(offset)
                 && !wait
             {
@@ -165,21 +223,37 @@ impl World {
         let (handle, oracle) = (self.queue(queue), &self.oracles[queue]);
         self.store.flush().await.unwrap();
         let from = u64::from(from) * (oracle.next + 1) / 65_536;
-        let limit = ReadLimit { entries, bytes: usize::MAX, scan };
+        let limit = ReadLimit {
+            entries,
+            bytes: usize::MAX,
+            scan,
+        };
         let read = handle.read(from, limit, None).await.unwrap();
         assert!(read.next >= from.min(oracle.next) && read.next <= oracle.next);
         assert!(read.entries.len() <= entries);
         let expected = oracle.unsettled.range(from..read.next.max(from));
-        let expected = expected.map(|(offset, e)| (*offset, e.clone())).collect::<Vec<_>>();
+        let expected = expected
+            .map(|(offset, e)| (*offset, e.clone()))
+            .collect::<Vec<_>>();
         assert_eq!(self.seen(read.entries), expected);
-        assert!(read.next > from || from >= oracle.next, "no progress at {from}");
+        assert!(
+            read.next > from || from >= oracle.next,
+            "no progress at {from}"
+        );
     }
 
     fn seen(&self, entries: Vec<Entry>) -> Vec<(u64, Expected)> {
         let seen = entries.into_iter().map(|entry| {
             let body = String::from_utf8(entry.message.to_vec()).unwrap();
             let (expires_at_ms, is_shared) = (entry.expires_at_ms, entry.shared.is_some());
-            (entry.offset, Expected { body, expires_at_ms, is_shared })
+            (
+                entry.offset,
+                Expected {
+                    body,
+                    expires_at_ms,
+                    is_shared,
+                },
+            )
         });
         seen.collect()
     }
@@ -189,7 +263,9 @@ impl World {
         let handle = self.queue(queue);
         let oracle = &mut self.oracles[queue];
         let before = oracle.unsettled.len();
-        oracle.unsettled.retain(|_, e| e.expires_at_ms.is_none_or(|at| at > now_ms));
+        oracle
+            .unsettled
+            .retain(|_, e| e.expires_at_ms.is_none_or(|at| at > now_ms));
         let expired = handle.expire(now_ms, 1_000_000).await.unwrap();
         assert_eq!(expired, (before - oracle.unsettled.len()) as u64);
     }
@@ -227,7 +303,12 @@ impl World {
         let mut shared = 0;
         for (n, oracle) in self.oracles.iter().enumerate() {
             let queue = self.queue(n);
-            let first = oracle.unsettled.keys().next().copied().unwrap_or(oracle.next);
+            let first = oracle
+                .unsettled
+                .keys()
+                .next()
+                .copied()
+                .unwrap_or(oracle.next);
             assert_eq!(queue.next_offset(), oracle.next);
             assert_eq!(queue.length(), oracle.unsettled.len() as u64);
             assert_eq!(queue.mark(), first);
@@ -237,11 +318,21 @@ impl World {
             assert_eq!(self.seen(read_all(&queue, 0).await), expected);
             shared += oracle.unsettled.values().filter(|e| e.is_shared).count() as u64;
         }
-        let refs = self.store.core.db.with(|open| open.scan(crate::layout::Cf::Refs, &[]));
+        let refs = self
+            .store
+            .core
+            .db
+            .with(|open| open.scan(crate::layout::Cf::Refs, &[]));
         let refs = refs.unwrap();
-        let counted = refs.iter().map(|(_, v)| u64::from(u32::from_be_bytes((**v).try_into().unwrap())));
+        let counted = refs
+            .iter()
+            .map(|(_, v)| u64::from(u32::from_be_bytes((**v).try_into().unwrap())));
         assert_eq!(counted.sum::<u64>(), shared, "references");
-        let bodies = self.store.core.db.with(|open| open.scan(crate::layout::Cf::Messages, &[]));
+        let bodies = self
+            .store
+            .core
+            .db
+            .with(|open| open.scan(crate::layout::Cf::Messages, &[]));
         assert_eq!(bodies.unwrap().len(), refs.len(), "shared messages");
     }
 }

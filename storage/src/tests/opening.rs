@@ -12,7 +12,8 @@ use crate::limits::FORMAT_VERSION;
 /// Writes into a closed store behind its back.
 fn tamper(path: &Path, cf: Cf, key: &[u8], value: &[u8]) {
     let db = DB::open_cf(&Options::default(), path, Cf::ALL.map(Cf::name)).unwrap();
-    db.put_cf(db.cf_handle(cf.name()).unwrap(), key, value).unwrap();
+    db.put_cf(db.cf_handle(cf.name()).unwrap(), key, value)
+        .unwrap();
 }
 
 async fn filled(dir: &TempDir) -> std::path::PathBuf {
@@ -25,8 +26,12 @@ async fn filled(dir: &TempDir) -> std::path::PathBuf {
 }
 
 fn names(dir: &TempDir) -> Vec<String> {
-    let names = fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name());
-    let mut names = names.map(|name| name.into_string().unwrap()).collect::<Vec<_>>();
+    let names = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|f| f.unwrap().file_name());
+    let mut names = names
+        .map(|name| name.into_string().unwrap())
+        .collect::<Vec<_>>();
     names.sort();
     names
 }
@@ -47,7 +52,10 @@ async fn expect_moved(dir: &TempDir, kind: &str) -> crate::MovedAside {
 #[tokio::test]
 async fn the_folder_is_private() {
     let (dir, _store) = fresh();
-    let mode = fs::metadata(dir.path().join("edgeHub")).unwrap().permissions().mode();
+    let mode = fs::metadata(dir.path().join("edgeHub"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o700);
 }
 
@@ -55,13 +63,31 @@ async fn the_folder_is_private() {
 async fn a_newer_format_is_refused_and_stays() {
     let dir = TempDir::new().unwrap();
     let path = filled(&dir).await;
-    tamper(&path, Cf::Meta, META_FORMAT, &(FORMAT_VERSION + 1).to_be_bytes());
+    tamper(
+        &path,
+        Cf::Meta,
+        META_FORMAT,
+        &(FORMAT_VERSION + 1).to_be_bytes(),
+    );
     for _ in 0..2 {
         let error = try_open(StoreConfig::new(&path)).unwrap_err();
-        assert!(matches!(error, StoreError::NewerFormat { found: 2, supported: 1, .. }));
+        assert!(matches!(
+            error,
+            StoreError::NewerFormat {
+                found: 2,
+                supported: 1,
+                ..
+            }
+        ));
         let text = error.to_string();
-        assert!(text.contains("format version 2") && text.contains("up to 1"), "{text}");
-        assert!(text.contains("newer version") && text.contains("edgeHub"), "{text}");
+        assert!(
+            text.contains("format version 2") && text.contains("up to 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("newer version") && text.contains("edgeHub"),
+            "{text}"
+        );
         assert_eq!(names(&dir), vec!["edgeHub"]);
     }
     tamper(&path, Cf::Meta, META_FORMAT, &FORMAT_VERSION.to_be_bytes());
@@ -78,7 +104,10 @@ async fn a_newer_format_with_more_column_families_is_refused() {
         db.create_cf("of-the-future", &Options::default()).unwrap();
     }
     let error = try_open(StoreConfig::new(&path)).unwrap_err();
-    assert!(matches!(error, StoreError::NewerFormat { found: 7, .. }), "{error}");
+    assert!(
+        matches!(error, StoreError::NewerFormat { found: 7, .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -96,7 +125,10 @@ async fn a_store_that_does_not_open_is_moved_aside() {
     let path = filled(&dir).await;
     fs::write(path.join("CURRENT"), "MANIFEST-nonsense").unwrap();
     let moved = expect_moved(&dir, "corrupt").await;
-    assert_eq!(fs::read(moved.path.join("CURRENT")).unwrap(), b"MANIFEST-nonsense");
+    assert_eq!(
+        fs::read(moved.path.join("CURRENT")).unwrap(),
+        b"MANIFEST-nonsense"
+    );
 }
 
 #[tokio::test]
@@ -121,7 +153,11 @@ async fn a_store_with_damaged_records_is_moved_aside() {
         (Cf::Meta, META_FORMAT.to_vec(), vec![0; 4]),
         (Cf::Meta, numbered(META_QUEUE, 9), vec![8, 9]),
         (Cf::Checkpoints, 0u32.to_be_bytes().to_vec(), vec![0xff; 9]),
-        (Cf::Queues, [&0u32.to_be_bytes()[..], b"odd"].concat(), vec![]),
+        (
+            Cf::Queues,
+            [&0u32.to_be_bytes()[..], b"odd"].concat(),
+            vec![],
+        ),
     ] {
         let dir = TempDir::new().unwrap();
         let path = filled(&dir).await;
@@ -144,10 +180,18 @@ async fn the_csharp_hubs_folder_is_moved_aside_untouched() {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    let theirs = ["default", "messages", "twins", "checkpoints", "sessions", "iothub_Pri2000000000"];
+    let theirs = [
+        "default",
+        "messages",
+        "twins",
+        "checkpoints",
+        "sessions",
+        "iothub_Pri2000000000",
+    ];
     {
         let db = DB::open_cf(&options, &path, theirs).unwrap();
-        db.put_cf(db.cf_handle("twins").unwrap(), "edge/mod", "{}").unwrap();
+        db.put_cf(db.cf_handle("twins").unwrap(), "edge/mod", "{}")
+            .unwrap();
     }
     let contents = |path: &Path| {
         let files = fs::read_dir(path).unwrap().map(|f| f.unwrap().path());
@@ -161,7 +205,9 @@ async fn the_csharp_hubs_folder_is_moved_aside_untouched() {
     assert!(moved.reason.contains("C# hub"), "{}", moved.reason);
     assert_eq!(contents(&moved.path), before);
     let db = DB::open_cf(&Options::default(), &moved.path, theirs).unwrap();
-    let twin = db.get_cf(db.cf_handle("twins").unwrap(), "edge/mod").unwrap();
+    let twin = db
+        .get_cf(db.cf_handle("twins").unwrap(), "edge/mod")
+        .unwrap();
     assert_eq!(twin.as_deref(), Some(&b"{}"[..]));
 }
 
@@ -194,11 +240,20 @@ async fn a_creation_that_was_cut_short_is_finished() {
 #[tokio::test]
 async fn queue_names_have_limits() {
     let (_dir, store) = fresh();
-    for endpoint in [String::new(), "x".repeat(crate::limits::ENDPOINT_BYTES_MAX + 1)] {
-        let id = QueueId { endpoint, priority: 0 };
+    for endpoint in [
+        String::new(),
+        "x".repeat(crate::limits::ENDPOINT_BYTES_MAX + 1),
+    ] {
+        let id = QueueId {
+            endpoint,
+            priority: 0,
+        };
         assert!(matches!(store.queue(&id), Err(StoreError::Queue(_))));
     }
-    let id = QueueId { endpoint: "x".repeat(crate::limits::ENDPOINT_BYTES_MAX), priority: 0 };
+    let id = QueueId {
+        endpoint: "x".repeat(crate::limits::ENDPOINT_BYTES_MAX),
+        priority: 0,
+    };
     assert_eq!(store.queue(&id).unwrap(), store.queue(&id).unwrap());
     assert_eq!(store.queues().len(), 1);
 }

@@ -11,7 +11,10 @@ use crate::limits::{RECLAIM_ENTRIES, SPARSE_RANGES_MAX};
 
 fn stored(store: &Store, cf: Cf) -> usize {
     let count = |open: &crate::db::Open<'_>| {
-        Ok(open.db.iterator_cf(open.cf(cf)?, IteratorMode::Start).count())
+        Ok(open
+            .db
+            .iterator_cf(open.cf(cf)?, IteratorMode::Start)
+            .count())
     };
     store.core.db.with(count).unwrap()
 }
@@ -32,8 +35,14 @@ async fn offsets_are_contiguous_and_entries_come_back_as_they_were() {
     let entries = read_all(&a, 0).await;
     assert_eq!(offsets(&entries), vec![0, 1]);
     let first = &entries[0];
-    assert_eq!((first.sender.as_str(), &first.message[..]), ("leaf", &b"one"[..]));
-    assert_eq!((first.enqueued_ms, first.expires_at_ms, first.shared), (NOW_MS, Some(5), None));
+    assert_eq!(
+        (first.sender.as_str(), &first.message[..]),
+        ("leaf", &b"one"[..])
+    );
+    assert_eq!(
+        (first.enqueued_ms, first.expires_at_ms, first.shared),
+        (NOW_MS, Some(5), None)
+    );
     assert_eq!(offsets(&read_all(&b, 0).await), vec![0]);
     assert_eq!((a.next_offset(), a.length(), a.mark()), (2, 2, 0));
     assert_eq!(store.queue(a.id()).unwrap(), a);
@@ -78,7 +87,11 @@ async fn memory_and_disk_give_the_same_entries() {
     assert!(store.stats().tail_bytes <= 20_000);
     let near_the_end = store.stats().cold_reads;
     assert_eq!(offsets(&read_all(&queue, 480).await).len(), 20);
-    assert_eq!(store.stats().cold_reads, near_the_end, "the end is read from memory");
+    assert_eq!(
+        store.stats().cold_reads,
+        near_the_end,
+        "the end is read from memory"
+    );
     store.close().await.unwrap();
 
     let store = open_at(&dir.path().join("edgeHub"));
@@ -91,7 +104,13 @@ async fn limits_and_filters_hold_on_both_ways() {
     let path = dir.path().join("edgeHub");
     let store = open_at(&path);
     let queue = queue(&store, "q");
-    let sender = |n: u64| if n.is_multiple_of(3) { "third" } else { "other" };
+    let sender = |n: u64| {
+        if n.is_multiple_of(3) {
+            "third"
+        } else {
+            "other"
+        }
+    };
     let body = "b".repeat(100);
     let appends = (0..90).map(|n| message(sender(n), &body, &[(&queue, None)]));
     append(&store, appends.collect()).await;
@@ -102,19 +121,51 @@ async fn limits_and_filters_hold_on_both_ways() {
     let queue = store.queues().remove(0);
     for (base, cold) in [(0, true), (90, false)] {
         let filter: SenderFilter = Arc::new(|_, sender| sender == "third");
-        let limit = ReadLimit { entries: 4, bytes: 10_000, scan: 1_000 };
-        let read = queue.read(base, limit, Some(Arc::clone(&filter))).await.unwrap();
-        assert_eq!(offsets(&read.entries), vec![base, base + 3, base + 6, base + 9]);
+        let limit = ReadLimit {
+            entries: 4,
+            bytes: 10_000,
+            scan: 1_000,
+        };
+        let read = queue
+            .read(base, limit, Some(Arc::clone(&filter)))
+            .await
+            .unwrap();
+        assert_eq!(
+            offsets(&read.entries),
+            vec![base, base + 3, base + 6, base + 9]
+        );
         assert_eq!(read.next, base + 10);
-        let limit = ReadLimit { entries: 100, bytes: 250, scan: 1_000 };
-        let read = queue.read(base + 1, limit, Some(Arc::clone(&filter))).await.unwrap();
+        let limit = ReadLimit {
+            entries: 100,
+            bytes: 250,
+            scan: 1_000,
+        };
+        let read = queue
+            .read(base + 1, limit, Some(Arc::clone(&filter)))
+            .await
+            .unwrap();
         assert_eq!(offsets(&read.entries), vec![base + 3, base + 6]);
-        let limit = ReadLimit { entries: 100, bytes: 1, scan: 1_000 };
+        let limit = ReadLimit {
+            entries: 100,
+            bytes: 1,
+            scan: 1_000,
+        };
         let read = queue.read(base + 3, limit, None).await.unwrap();
-        assert_eq!((read.entries.len(), read.next), (1, base + 4), "one is never too large");
-        let limit = ReadLimit { entries: 100, bytes: 10_000, scan: 7 };
+        assert_eq!(
+            (read.entries.len(), read.next),
+            (1, base + 4),
+            "one is never too large"
+        );
+        let limit = ReadLimit {
+            entries: 100,
+            bytes: 10_000,
+            scan: 7,
+        };
         let read = queue.read(base + 1, limit, Some(filter)).await.unwrap();
-        assert_eq!((offsets(&read.entries), read.next), (vec![base + 3, base + 6], base + 8));
+        assert_eq!(
+            (offsets(&read.entries), read.next),
+            (vec![base + 3, base + 6], base + 8)
+        );
         assert_eq!(store.stats().cold_reads, 4);
         if cold {
             let appends = (90..180).map(|n| message(sender(n), &body, &[(&queue, None)]));
@@ -136,13 +187,28 @@ async fn settled_entries_are_gone_for_readers_and_counted_once() {
     ];
     assert_eq!(queue.settle_committed(batch.clone()).await.unwrap(), 3);
     assert_eq!(queue.settle_committed(batch).await.unwrap(), 0);
-    assert_eq!(queue.settle_committed(vec![done(10), done(u64::MAX)]).await.unwrap(), 0);
-    assert_eq!(offsets(&read_all(&queue, 0).await), vec![1, 2, 5, 6, 7, 8, 9]);
+    assert_eq!(
+        queue
+            .settle_committed(vec![done(10), done(u64::MAX)])
+            .await
+            .unwrap(),
+        0
+    );
+    assert_eq!(
+        offsets(&read_all(&queue, 0).await),
+        vec![1, 2, 5, 6, 7, 8, 9]
+    );
     assert_eq!((queue.mark(), queue.length()), (1, 7));
     let stats = queue.stats();
-    assert_eq!((stats.entries, stats.settled, stats.expired, stats.dropped), (10, 1, 1, 1));
+    assert_eq!(
+        (stats.entries, stats.settled, stats.expired, stats.dropped),
+        (10, 1, 1, 1)
+    );
     let stats = store.stats();
-    assert_eq!((stats.settled, stats.expired, stats.dropped, stats.queued), (1, 1, 1, 7));
+    assert_eq!(
+        (stats.settled, stats.expired, stats.dropped, stats.queued),
+        (1, 1, 1, 7)
+    );
 }
 
 #[tokio::test]
@@ -153,11 +219,18 @@ async fn a_restart_finds_marks_gaps_lengths_and_offsets() {
     let (a, b) = (queue(&store, "a"), queue(&store, "b"));
     fill(&store, &a, 20).await;
     fill(&store, &b, 5).await;
-    a.settle_committed((0..4).chain(7..9).map(done).collect()).await.unwrap();
-    b.settle_committed((0..5).map(done).collect()).await.unwrap();
+    a.settle_committed((0..4).chain(7..9).map(done).collect())
+        .await
+        .unwrap();
+    b.settle_committed((0..5).map(done).collect())
+        .await
+        .unwrap();
     fill(&store, &a, 2).await;
     store.close().await.unwrap();
-    assert!(matches!(a.read(0, EVERYTHING, None).await, Err(StoreError::Closed)));
+    assert!(matches!(
+        a.read(0, EVERYTHING, None).await,
+        Err(StoreError::Closed)
+    ));
 
     let store = open_at(&path);
     let queues = store.queues();
@@ -183,14 +256,20 @@ async fn a_shared_message_is_stored_once_and_leaves_with_its_last_entry() {
         ],
     )
     .await;
-    assert_eq!((stored(&store, Cf::Messages), stored(&store, Cf::Refs)), (1, 1));
+    assert_eq!(
+        (stored(&store, Cf::Messages), stored(&store, Cf::Refs)),
+        (1, 1)
+    );
     assert_eq!((store.stats().appends, store.stats().entries), (2, 3));
     store.close().await.unwrap();
 
     let store = open_at(&dir.path().join("edgeHub"));
     let (a, b) = (queue(&store, "a"), queue(&store, "b"));
     let (in_a, in_b) = (read_all(&a, 0).await, read_all(&b, 0).await);
-    assert_eq!((&in_a[0].message[..], &in_b[0].message[..]), (&b"both"[..], &b"both"[..]));
+    assert_eq!(
+        (&in_a[0].message[..], &in_b[0].message[..]),
+        (&b"both"[..], &b"both"[..])
+    );
     assert_eq!(in_a[0].expires_at_ms, Some(9));
     assert!(in_a[0].shared.is_some() && in_a[1].shared.is_none());
     let settle = vec![settled(&in_a[0], Outcome::Done)];
@@ -199,10 +278,19 @@ async fn a_shared_message_is_stored_once_and_leaves_with_its_last_entry() {
     a.settle_committed(settle).await.unwrap();
     assert_eq!(stored(&store, Cf::Messages), 1);
     assert_eq!(read_all(&b, 0).await, in_b);
-    b.settle_committed(vec![settled(&in_b[0], Outcome::Done)]).await.unwrap();
-    assert_eq!((stored(&store, Cf::Messages), stored(&store, Cf::Refs)), (0, 0));
+    b.settle_committed(vec![settled(&in_b[0], Outcome::Done)])
+        .await
+        .unwrap();
+    assert_eq!(
+        (stored(&store, Cf::Messages), stored(&store, Cf::Refs)),
+        (0, 0)
+    );
     // An id is not given twice, after a restart either.
-    append(&store, vec![message("dev", "next", &[(&a, None), (&b, None)])]).await;
+    append(
+        &store,
+        vec![message("dev", "next", &[(&a, None), (&b, None)])],
+    )
+    .await;
     assert!(read_all(&b, 0).await[0].shared > in_a[0].shared);
 }
 
@@ -219,12 +307,21 @@ async fn entries_expire_wherever_they_are() {
     // A sweep goes on where the last one stopped.
     assert_eq!(a.expire(NOW_MS + 9, 5).await.unwrap(), 2);
     assert_eq!(a.expire(NOW_MS + 9, 100).await.unwrap(), 2);
-    assert_eq!(offsets(&read_all(&a, 0).await), vec![0, 2, 4, 6, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]);
+    assert_eq!(
+        offsets(&read_all(&a, 0).await),
+        vec![0, 2, 4, 6, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+    );
     append(&store, vec![message("dev", "x", &[(&a, Some(NOW_MS + 9))])]).await;
     assert_eq!(a.expire(NOW_MS + 9, 100).await.unwrap(), 1);
     assert_eq!(a.expire(u64::MAX, 100).await.unwrap(), 5);
-    assert_eq!((a.length(), a.stats().expired, store.stats().expired), (10, 11, 11));
-    assert_eq!((b.expire(u64::MAX, 100).await.unwrap(), b.length()), (0, 20));
+    assert_eq!(
+        (a.length(), a.stats().expired, store.stats().expired),
+        (10, 11, 11)
+    );
+    assert_eq!(
+        (b.expire(u64::MAX, 100).await.unwrap(), b.length()),
+        (0, 20)
+    );
 }
 
 #[tokio::test]
@@ -245,13 +342,18 @@ async fn the_oldest_is_the_first_that_is_not_settled() {
     let (_dir, store) = fresh();
     let queue = queue(&store, "q");
     assert_eq!(queue.oldest_enqueued_ms().await.unwrap(), None);
-    let mut appends = (0..4).map(|_| message("dev", "x", &[(&queue, None)])).collect::<Vec<_>>();
+    let mut appends = (0..4)
+        .map(|_| message("dev", "x", &[(&queue, None)]))
+        .collect::<Vec<_>>();
     for (n, append) in appends.iter_mut().enumerate() {
         append.enqueued_ms = 1_000 + n as u64;
     }
     append(&store, appends).await;
     assert_eq!(queue.oldest_enqueued_ms().await.unwrap(), Some(1_000));
-    queue.settle_committed(vec![done(1), done(2)]).await.unwrap();
+    queue
+        .settle_committed(vec![done(1), done(2)])
+        .await
+        .unwrap();
     assert_eq!(queue.oldest_enqueued_ms().await.unwrap(), Some(1_000));
     queue.settle_committed(vec![done(0)]).await.unwrap();
     assert_eq!(queue.oldest_enqueued_ms().await.unwrap(), Some(1_003));
@@ -265,9 +367,19 @@ async fn settled_entries_are_deleted_in_bulk() {
     let queue = queue(&store, "q");
     let count = 2 * RECLAIM_ENTRIES;
     fill(&store, &queue, count).await;
-    queue.settle_committed((0..RECLAIM_ENTRIES / 2).map(done).collect()).await.unwrap();
-    assert_eq!(stored(&store, Cf::Queues) as u64, count, "too few to bother");
-    queue.settle_committed((RECLAIM_ENTRIES / 2..RECLAIM_ENTRIES).map(done).collect()).await.unwrap();
+    queue
+        .settle_committed((0..RECLAIM_ENTRIES / 2).map(done).collect())
+        .await
+        .unwrap();
+    assert_eq!(
+        stored(&store, Cf::Queues) as u64,
+        count,
+        "too few to bother"
+    );
+    queue
+        .settle_committed((RECLAIM_ENTRIES / 2..RECLAIM_ENTRIES).map(done).collect())
+        .await
+        .unwrap();
     assert_eq!(stored(&store, Cf::Queues) as u64, count - RECLAIM_ENTRIES);
     assert_eq!(queue.length(), count - RECLAIM_ENTRIES);
 }
@@ -278,8 +390,14 @@ async fn a_stuck_head_does_not_keep_the_space_behind_it() {
     let queue = queue(&store, "q");
     let count = 2 * RECLAIM_ENTRIES + 1;
     fill(&store, &queue, count).await;
-    queue.settle_committed((1..count).map(done).collect()).await.unwrap();
-    assert_eq!((queue.mark(), queue.length(), stored(&store, Cf::Queues)), (0, 1, 1));
+    queue
+        .settle_committed((1..count).map(done).collect())
+        .await
+        .unwrap();
+    assert_eq!(
+        (queue.mark(), queue.length(), stored(&store, Cf::Queues)),
+        (0, 1, 1)
+    );
 }
 
 #[tokio::test]
@@ -293,7 +411,12 @@ async fn wild_acknowledgements_stay_bounded_and_exact() {
     let odd = |n: &u64| n % 2 == 1;
     let all = (0..count).filter(odd).collect::<Vec<_>>();
     for part in all.chunks(900) {
-        assert_eq!(q.settle_committed(part.iter().copied().map(done).collect()).await.unwrap(), part.len() as u64);
+        assert_eq!(
+            q.settle_committed(part.iter().copied().map(done).collect())
+                .await
+                .unwrap(),
+            part.len() as u64
+        );
     }
     store.flush().await.unwrap();
     assert!(q.state.settled.lock().spans().len() <= SPARSE_RANGES_MAX);
@@ -301,18 +424,36 @@ async fn wild_acknowledgements_stay_bounded_and_exact() {
     let even = (0..count).filter(|n| !odd(n)).collect::<Vec<_>>();
     assert_eq!(offsets(&read_all(&q, 0).await), even);
     // What was forgotten is not settled again.
-    assert_eq!(q.settle_committed(all.iter().copied().map(done).collect()).await.unwrap(), 0);
+    assert_eq!(
+        q.settle_committed(all.iter().copied().map(done).collect())
+            .await
+            .unwrap(),
+        0
+    );
     store.close().await.unwrap();
 
     let store = open_at(&path);
     let q = queue(&store, "q");
     assert_eq!((q.length(), q.mark()), (even.len() as u64, 0));
     assert_eq!(offsets(&read_all(&q, 0).await), even);
-    assert_eq!(q.settle_committed(all.iter().copied().map(done).collect()).await.unwrap(), 0);
+    assert_eq!(
+        q.settle_committed(all.iter().copied().map(done).collect())
+            .await
+            .unwrap(),
+        0
+    );
     let half = even.len() / 2;
-    q.settle_committed(even[..half].iter().copied().map(done).collect()).await.unwrap();
-    assert_eq!(q.mark(), even[half], "the mark steps over what was forgotten");
-    q.settle_committed(even[half..].iter().copied().map(done).collect()).await.unwrap();
+    q.settle_committed(even[..half].iter().copied().map(done).collect())
+        .await
+        .unwrap();
+    assert_eq!(
+        q.mark(),
+        even[half],
+        "the mark steps over what was forgotten"
+    );
+    q.settle_committed(even[half..].iter().copied().map(done).collect())
+        .await
+        .unwrap();
     assert_eq!((q.mark(), q.length()), (count, 0));
 }
 
@@ -326,7 +467,9 @@ async fn an_entry_that_is_no_record_is_dropped_and_stops_nothing() {
         .core
         .db
         .with(|open| {
-            let damaged = open.db.put_cf(open.cf(Cf::Queues)?, entry_key(number, 1), b"\xff\xff");
+            let damaged = open
+                .db
+                .put_cf(open.cf(Cf::Queues)?, entry_key(number, 1), b"\xff\xff");
             damaged.map_err(|error| StoreError::database("put", &error))
         })
         .unwrap();
@@ -335,5 +478,8 @@ async fn an_entry_that_is_no_record_is_dropped_and_stops_nothing() {
     let q = queue(&store, "q");
     assert_eq!(offsets(&read_all(&q, 0).await), vec![0, 2]);
     store.flush().await.unwrap();
-    assert_eq!((q.length(), store.stats().damaged, store.stats().dropped), (2, 1, 1));
+    assert_eq!(
+        (q.length(), store.stats().damaged, store.stats().dropped),
+        (2, 1, 1)
+    );
 }

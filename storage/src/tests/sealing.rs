@@ -7,11 +7,21 @@ use crate::{Column, KvOp, WrapError};
 
 fn open_with(path: &Path, key: &[u8]) -> Opened {
     let clock = Arc::new(ManualClock::new(NOW_MS));
-    Store::open(StoreConfig::new(path), clock, Arc::new(ConnectionStringWrap::new(key))).unwrap()
+    Store::open(
+        StoreConfig::new(path),
+        clock,
+        Arc::new(ConnectionStringWrap::new(key)),
+    )
+    .unwrap()
 }
 
 fn secret(key: &str, value: &str) -> KvOp {
-    KvOp::Put { column: Column::Scope, key: key.into(), value: value.into(), sealed: true }
+    KvOp::Put {
+        column: Column::Scope,
+        key: key.into(),
+        value: value.into(),
+        sealed: true,
+    }
 }
 
 #[tokio::test]
@@ -19,7 +29,10 @@ async fn secrets_come_back_and_lie_nowhere_in_the_clear() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("edgeHub");
     let store = open_with(&path, b"key").store;
-    store.write(vec![secret("leaf1", "very-secret-key")]).await.unwrap();
+    store
+        .write(vec![secret("leaf1", "very-secret-key")])
+        .await
+        .unwrap();
     store.close().await.unwrap();
     for file in std::fs::read_dir(&path).unwrap() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
@@ -43,7 +56,10 @@ async fn with_another_key_secrets_are_missing_and_the_rest_works() {
         value: b"plain".into(),
         sealed: false,
     };
-    store.write(vec![secret("a", "1"), plain("p")]).await.unwrap();
+    store
+        .write(vec![secret("a", "1"), plain("p")])
+        .await
+        .unwrap();
     fill(&store, &queue(&store, "q"), 3).await;
     store.close().await.unwrap();
 
@@ -51,7 +67,10 @@ async fn with_another_key_secrets_are_missing_and_the_rest_works() {
     assert_eq!(opened.seal_problem, Some(WrapError::WrongKey));
     let store = opened.store;
     assert_eq!(store.get(Column::Scope, b"a").unwrap(), None);
-    assert_eq!(store.scan(Column::Scope).unwrap(), vec![(b"p".to_vec(), b"plain".to_vec())]);
+    assert_eq!(
+        store.scan(Column::Scope).unwrap(),
+        vec![(b"p".to_vec(), b"plain".to_vec())]
+    );
     assert_eq!(store.stats().sealed_unreadable, 2);
     assert_eq!(queue(&store, "q").length(), 3);
     store.write(vec![secret("b", "2")]).await.unwrap();
@@ -59,11 +78,17 @@ async fn with_another_key_secrets_are_missing_and_the_rest_works() {
 
     let opened = open_with(&path, b"rotated");
     assert_eq!(opened.seal_problem, None, "the new key is in place");
-    assert_eq!(opened.store.get(Column::Scope, b"b").unwrap().as_deref(), Some(&b"2"[..]));
+    assert_eq!(
+        opened.store.get(Column::Scope, b"b").unwrap().as_deref(),
+        Some(&b"2"[..])
+    );
     opened.store.close().await.unwrap();
 
     let opened = open_with(&path, b"key");
-    assert_eq!(opened.store.get(Column::Scope, b"a").unwrap().as_deref(), Some(&b"1"[..]));
+    assert_eq!(
+        opened.store.get(Column::Scope, b"a").unwrap().as_deref(),
+        Some(&b"1"[..])
+    );
     assert_eq!(opened.store.get(Column::Scope, b"b").unwrap(), None);
 }
 
@@ -78,5 +103,8 @@ async fn many_key_changes_do_not_pile_up() {
     let keys = |open: &crate::db::Open<'_>| {
         open.scan(crate::layout::Cf::Meta, crate::layout::META_DATA_KEY)
     };
-    assert_eq!(store.core.db.with(keys).unwrap().len(), crate::limits::DATA_KEYS_MAX);
+    assert_eq!(
+        store.core.db.with(keys).unwrap().len(),
+        crate::limits::DATA_KEYS_MAX
+    );
 }

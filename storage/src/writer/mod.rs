@@ -26,7 +26,7 @@ use prost::Message as _;
 use rocksdb::WriteBatch;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use self::reclaim::Reclaimer;
+use self::reclaim::{DeletedMessages, Reclaimer};
 use crate::append::{AppendBatch, CommitTicket};
 use crate::config::{StoreConfig, SyncMode};
 use crate::db::{Db, Open};
@@ -67,7 +67,11 @@ pub(crate) fn start(
         db: Arc::clone(&db),
     };
     let now = clock.instant();
-    let queues = recovered.queues.into_iter().map(|state| WriterQueue::new(state, now)).collect();
+    let queues = recovered
+        .queues
+        .into_iter()
+        .map(|state| WriterQueue::new(state, now))
+        .collect();
     let writer = Writer {
         sync: config.sync == SyncMode::Disk,
         group_bytes: config.group_bytes,
@@ -86,10 +90,14 @@ pub(crate) fn start(
         backlog: VecDeque::new(),
         tickets: Vec::new(),
         carried: Vec::new(),
-        shared: SharedIds { next: recovered.next_shared, reserved: recovered.next_shared },
+        shared: SharedIds {
+            next: recovered.next_shared,
+            reserved: recovered.next_shared,
+        },
         refs: HashMap::new(),
         scratch: Vec::new(),
         commit: 0,
+        deleted_messages: DeletedMessages::default(),
         reclaim_waits: false,
         failing: false,
     };
@@ -98,7 +106,9 @@ pub(crate) fn start(
         .name("store-writer".to_owned())
         .spawn(move || writer.run_to_end(&close_error, &closed_sender))
         .map_err(StoreError::Thread)?;
-    Ok(Store { core: Arc::new(core) })
+    Ok(Store {
+        core: Arc::new(core),
+    })
 }
 
 struct Writer {
@@ -131,6 +141,8 @@ struct Writer {
     scratch: Vec<u8>,
     /// Number of the current commit.
     commit: u64,
+    /// Only a hint: deletes of a failed commit may be in it.
+    deleted_messages: DeletedMessages,
     /// Settled entries wait for their physical deletion.
     reclaim_waits: bool,
     /// The last commit failed; so that a failing disk is logged twice, not for each message.
@@ -266,7 +278,10 @@ impl Writer {
 
     /// Takes items until a limit of the group is reached; at least one.
     fn gather(&mut self) -> Group {
-        let mut group = Group { settles: std::mem::take(&mut self.carried), ..Group::default() };
+        let mut group = Group {
+            settles: std::mem::take(&mut self.carried),
+            ..Group::default()
+        };
         let mut appends = 0;
         while let Some(item) = self.backlog.pop_front() {
             match item {
@@ -302,7 +317,11 @@ impl Writer {
         let db = Arc::clone(&self.db);
         let written = db.with(|open| {
             let batch = self.stage(open, &mut group)?;
-            if batch.is_empty() { Ok(()) } else { self.write(open, batch) }
+            if batch.is_empty() {
+                Ok(())
+            } else {
+                self.write(open, batch)
+            }
         });
         match written {
             Ok(()) => self.publish(group),
@@ -336,9 +355,15 @@ impl Writer {
         if let Some(queue) = self.queues.iter().find(|queue| queue.state.id == *id) {
             return Ok(Arc::clone(&queue.state));
         }
-        let number = u32::try_from(self.queues.len()).ok().filter(|n| (*n as usize) < QUEUES_MAX);
+        let number = u32::try_from(self.queues.len())
+            .ok()
+            .filter(|n| (*n as usize) < QUEUES_MAX);
         let number = number.ok_or(StoreError::Queue("there are too many"))?;
-        let info = QueueInfo { number, endpoint: id.endpoint.clone(), priority: id.priority };
+        let info = QueueInfo {
+            number,
+            endpoint: id.endpoint.clone(),
+            priority: id.priority,
+        };
         let db = Arc::clone(&self.db);
         db.with(|open| {
             let mut batch = WriteBatch::default();
@@ -347,7 +372,8 @@ impl Writer {
             self.write(open, batch)
         })?;
         let state = Arc::new(QueueState::new(id.clone(), number));
-        self.queues.push(WriterQueue::new(Arc::clone(&state), self.clock.instant()));
+        self.queues
+            .push(WriterQueue::new(Arc::clone(&state), self.clock.instant()));
         self.registry.write().push(Arc::clone(&state));
         Ok(state)
     }

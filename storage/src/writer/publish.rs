@@ -17,8 +17,13 @@ impl Writer {
         self.tails.trim(&self.counters);
         add(&self.counters.appends, group.messages);
         add(&self.counters.append_bytes, group.message_bytes);
-        let control_cost = group.settles.iter().map(|(_, cost)| *cost as usize).sum::<usize>();
-        self.intake.release(group.append_cost, control_cost + group.write_cost);
+        let control_cost = group
+            .settles
+            .iter()
+            .map(|(_, cost)| *cost as usize)
+            .sum::<usize>();
+        self.intake
+            .release(group.append_cost, control_cost + group.write_cost);
         // All sequences first: who is woken sees the last of its own.
         for ticket in &self.tickets {
             ticket.progress.advance(ticket.sequence);
@@ -41,12 +46,15 @@ impl Writer {
         for number in &touched {
             self.shed(*number);
         }
+        self.check_messages();
         self.touched = touched;
         self.touched.clear();
     }
 
     fn publish_queue(&mut self, number: u32) {
-        let Some(queue) = self.queues.get_mut(number as usize) else { return };
+        let Some(queue) = self.queues.get_mut(number as usize) else {
+            return;
+        };
         queue.touched = false;
         let entries = queue.entries.len() as u64;
         if entries > 0 {
@@ -100,7 +108,11 @@ impl Writer {
             ticket.progress.wake_once(self.commit);
         }
         let reason = error.to_string();
-        let failed = || Err(StoreError::CommitFailed { reason: reason.clone() });
+        let failed = || {
+            Err(StoreError::CommitFailed {
+                reason: reason.clone(),
+            })
+        };
         for item in group.writes {
             let _ = item.reply.send(failed());
         }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use edgehub_proto::records::Checkpoint;
@@ -35,8 +35,12 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let now = self.clock.instant();
         for number in &self.touched {
-            let Some(queue) = self.queues.get_mut(*number as usize) else { continue };
-            let Some(set) = &mut queue.settled else { continue };
+            let Some(queue) = self.queues.get_mut(*number as usize) else {
+                continue;
+            };
+            let Some(set) = &mut queue.settled else {
+                continue;
+            };
             let end = queue.next;
             set.advance(end, |from| first_entry(open, *number, from, end));
             let since = now.saturating_duration_since(queue.reclaimed_at);
@@ -55,7 +59,9 @@ impl Writer {
     pub(super) fn reclaim_idle(&mut self) {
         self.reclaim_waits = false;
         for index in 0..self.queues.len() {
-            let Some(queue) = self.queues.get(index) else { continue };
+            let Some(queue) = self.queues.get(index) else {
+                continue;
+            };
             if queue.unreclaimed == 0 && !queue.state.settled.lock().reclaimable() {
                 continue;
             }
@@ -73,7 +79,9 @@ impl Writer {
     /// Forgets spans when a queue has too many. The deletes that this needs are committed apart
     /// and before anything else is staged, because a settle asks the database what exists.
     pub(super) fn shed(&mut self, number: u32) {
-        let Some(queue) = self.queues.get(number as usize) else { return };
+        let Some(queue) = self.queues.get(number as usize) else {
+            return;
+        };
         let mut set = {
             let settled = queue.state.settled.lock();
             if settled.spans().len() <= SPARSE_RANGES_MAX {
@@ -88,7 +96,9 @@ impl Writer {
     /// Deletes entries that are settled already, with the checkpoint that goes with it. Never
     /// synced: what a power loss undoes is only done again.
     fn change_physically(&mut self, number: u32, set: SettleSet, deleted: &[Range<u64>]) {
-        let Some(queue) = self.queues.get(number as usize) else { return };
+        let Some(queue) = self.queues.get(number as usize) else {
+            return;
+        };
         let (next, state) = (queue.next, Arc::clone(&queue.state));
         let written = self.db.with(|open| {
             let mut batch = WriteBatch::default();
@@ -108,19 +118,61 @@ impl Writer {
     /// Notes what was deleted physically, and has the files below looked at from time to time.
     pub(super) fn deleted(&mut self, number: u32, deleted: &[Range<u64>]) {
         let now = self.clock.instant();
-        let Some(queue) = self.queues.get_mut(number as usize) else { return };
+        let Some(queue) = self.queues.get_mut(number as usize) else {
+            return;
+        };
         queue.unreclaimed = 0;
         queue.reclaimed_at = now;
-        queue.deleted_unchecked += deleted.iter().map(|range| range.end - range.start).sum::<u64>();
+        queue.deleted_unchecked += deleted
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum::<u64>();
         if queue.deleted_unchecked >= COMPACT_CHECK_ENTRIES
             && let Some(largest) = deleted.iter().max_by_key(|range| range.end - range.start)
         {
             // Everything behind the mark goes as one; a span above it by itself.
             let mark = queue.state.settled.lock().mark();
-            let range = if largest.end <= mark { 0..mark } else { largest.clone() };
-            if self.reclaimer.check(number, range) {
+            let range = if largest.end <= mark {
+                0..mark
+            } else {
+                largest.clone()
+            };
+            if self.reclaimer.check(Request::Entries(number, range)) {
                 queue.deleted_unchecked = 0;
             }
+        }
+    }
+}
+
+/// Shared messages that were deleted since their files were looked at.
+#[derive(Default)]
+pub(super) struct DeletedMessages {
+    count: u64,
+    /// Their ids lie in here.
+    ids: Option<Range<u64>>,
+}
+
+impl DeletedMessages {
+    pub(super) fn note(&mut self, id: u64) {
+        self.count += 1;
+        self.ids = Some(hull(self.ids.take(), id..id.saturating_add(1)));
+    }
+}
+
+/// The smallest range that contains both.
+fn hull(a: Option<Range<u64>>, b: Range<u64>) -> Range<u64> {
+    let Some(a) = a else { return b };
+    a.start.min(b.start)..a.end.max(b.end)
+}
+
+impl Writer {
+    /// Has the files of shared messages looked at from time to time.
+    pub(super) fn check_messages(&mut self) {
+        if self.deleted_messages.count >= COMPACT_CHECK_ENTRIES
+            && let Some(ids) = self.deleted_messages.ids.clone()
+            && self.reclaimer.check(Request::Messages(ids))
+        {
+            self.deleted_messages = DeletedMessages::default();
         }
     }
 }
@@ -163,7 +215,7 @@ fn stage_checkpoint(
         version: RECORD_VERSION,
         mark: set.mark(),
         next_offset: next,
-        length: set.length(next),
+        length: set.length(next) + 1,
         sparse_start: set.spans().map(|span| span.start).collect(),
         sparse_length: set.spans().map(|span| span.end - span.start).collect(),
     };
@@ -172,32 +224,55 @@ fn stage_checkpoint(
     Ok(())
 }
 
+/// What the maintenance thread is to look at.
+enum Request {
+    /// Deleted entries of a queue.
+    Entries(u32, Range<u64>),
+    /// Ids among which shared messages were deleted.
+    Messages(Range<u64>),
+}
+
 /// The thread that gives files back. At most a few requests wait: one that finds no room is
 /// made again later.
 pub(super) struct Reclaimer {
-    requests: SyncSender<(u32, Range<u64>)>,
+    requests: SyncSender<Request>,
 }
 
 impl Reclaimer {
     pub(super) fn start(db: Arc<Db>) -> Result<Self, StoreError> {
-        let (requests, waiting) = sync_channel::<(u32, Range<u64>)>(4);
+        let (requests, waiting) = sync_channel(4);
         std::thread::Builder::new()
             .name("store-reclaim".to_owned())
-            .spawn(move || {
-                for (number, range) in waiting {
-                    match db.with(|open| open.compact_deleted(number, &range)) {
-                        Ok(done) => tracing::debug!(number, ?range, done, "looked at files"),
-                        Err(StoreError::Closed) => break,
-                        Err(error) => tracing::warn!(%error, "files of a queue stay"),
-                    }
-                }
-            })
+            .spawn(move || serve(&db, waiting))
             .map_err(StoreError::Thread)?;
         Ok(Self { requests })
     }
 
     /// Whether the request was taken.
-    fn check(&self, number: u32, range: Range<u64>) -> bool {
-        !matches!(self.requests.try_send((number, range)), Err(TrySendError::Full(_)))
+    fn check(&self, request: Request) -> bool {
+        !matches!(self.requests.try_send(request), Err(TrySendError::Full(_)))
+    }
+}
+
+fn serve(db: &Db, waiting: Receiver<Request>) {
+    // Shared messages deleted since the last compaction; kept until they are worth one.
+    let mut ids = None;
+    for request in waiting {
+        let looked = match request {
+            Request::Entries(number, range) => db.with(|open| open.compact_entries(number, &range)),
+            Request::Messages(range) => {
+                let range = hull(ids.take(), range);
+                let looked = db.with(|open| open.compact_messages(&range));
+                if !matches!(looked, Ok(true)) {
+                    ids = Some(range);
+                }
+                looked
+            }
+        };
+        match looked {
+            Ok(_) => {}
+            Err(StoreError::Closed) => break,
+            Err(error) => tracing::warn!(%error, "files of the store stay"),
+        }
     }
 }

@@ -25,10 +25,16 @@ impl Writer {
     ) -> Result<WriteBatch, StoreError> {
         let mut batch = WriteBatch::with_capacity_bytes(group.append_cost + RECORD_BYTES);
         // See `CommitProgress`: a later sequence must not be reported over a lost one.
-        group.appends.retain(|appends| !appends.ticket.progress.failed());
+        group
+            .appends
+            .retain(|appends| !appends.ticket.progress.failed());
         // All tickets before anything can fail.
-        self.tickets.extend(group.appends.iter().map(|appends| appends.ticket.clone()));
-        for append in std::mem::take(&mut group.appends).into_iter().flat_map(|a| a.appends) {
+        self.tickets
+            .extend(group.appends.iter().map(|appends| appends.ticket.clone()));
+        for append in std::mem::take(&mut group.appends)
+            .into_iter()
+            .flat_map(|a| a.appends)
+        {
             if !append.targets.is_empty() {
                 group.messages += 1;
                 group.message_bytes += append.message.len() as u64;
@@ -53,7 +59,12 @@ impl Writer {
         batch: &mut WriteBatch,
         append: Append,
     ) -> Result<(), StoreError> {
-        let Append { sender, message, enqueued_ms, targets } = append;
+        let Append {
+            sender,
+            message,
+            enqueued_ms,
+            targets,
+        } = append;
         let shared = match targets.len() {
             0 | 1 => None,
             count => Some(self.stage_shared(open, batch, &message, count)?),
@@ -110,13 +121,20 @@ impl Writer {
 
     /// Returns how many were unsettled.
     fn stage_settles(&mut self, open: &Open<'_>, item: &SettleItem) -> u64 {
-        let Ok(queue) = queue_mut(&mut self.queues, &item.queue) else { return 0 };
+        let Ok(queue) = queue_mut(&mut self.queues, &item.queue) else {
+            return 0;
+        };
         let number = item.queue.number;
-        let set = queue.settled.get_or_insert_with(|| queue.state.settled.lock().clone());
+        let set = queue
+            .settled
+            .get_or_insert_with(|| queue.state.settled.lock().clone());
         let before = queue.taken.len();
         for settled in &item.settled {
             let offset = settled.offset;
-            let exists = || open.exists(Cf::Queues, &entry_key(number, offset)).unwrap_or(false);
+            let exists = || {
+                open.exists(Cf::Queues, &entry_key(number, offset))
+                    .unwrap_or(false)
+            };
             if offset >= queue.next || !set.settle(offset, exists) {
                 continue;
             }
@@ -139,6 +157,7 @@ impl Writer {
                 batch.put_cf(refs, key, left.to_be_bytes());
             } else {
                 batch.delete_cf(refs, key);
+                self.deleted_messages.note(id);
                 batch.delete_cf(messages, key);
             }
         }

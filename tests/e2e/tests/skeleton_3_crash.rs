@@ -1,5 +1,11 @@
 //! Acceptance 3 of the walking skeleton: nothing acknowledged is lost, whatever is killed.
 
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "these are the tests"
+)]
+
 use std::time::Duration;
 
 use edgehub_lab::mqtt_sender::{MqttSender, SenderOptions};

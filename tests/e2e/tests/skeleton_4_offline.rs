@@ -1,5 +1,7 @@
 //! Acceptance 4 of the walking skeleton: hubs work without the cloud from the start.
 
+#![allow(clippy::expect_used, reason = "these are the tests")]
+
 use std::time::Duration;
 
 use edgehub_lab::mqtt_sender::{MqttSender, SenderOptions};

@@ -101,7 +101,7 @@ async fn accept_skeleton_6_connect_on_behalf_of_others_needs_the_right_actor() {
 
     let wrong = [wrong_actors(&lab), wrong_tokens(&lab)].concat();
     for (what, hello) in &wrong {
-        assert_eq!(door.refused(&hello).await, code::NOT_AUTHORIZED, "{what}");
+        assert_eq!(door.refused(hello).await, code::NOT_AUTHORIZED, "{what}");
     }
     for (what, chain) in [
         ("a hundred elements", hundred()),
@@ -157,10 +157,10 @@ async fn accept_skeleton_6_connect_on_behalf_of_others_needs_the_right_actor() {
     lab.shutdown().await.expect("the lab ends");
 }
 
-async fn admit_the_rightful<'a>(
+async fn admit_the_rightful(
     lab: &Lab,
     door: &Door,
-    sent: &mut BTreeMap<&'a str, Vec<String>>,
+    sent: &mut BTreeMap<&str, Vec<String>>,
     when: &str,
 ) {
     let own = ["leaf1", "edge1/modA", "leaf3"];

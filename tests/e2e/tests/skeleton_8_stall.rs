@@ -5,7 +5,12 @@
 //! under just this load: many publishes in flight on each connection, bodies of some KiB, commits
 //! that take now 150 us and now 50 ms.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "these are the tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are the tests"
+)]
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -36,7 +41,7 @@ struct Load {
 }
 
 /// What one connection saw.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     acknowledged: u64,
     pings: u64,
@@ -137,6 +142,45 @@ async fn accept_skeleton_8_pingresp_does_not_wait_for_a_commit_that_is_held() {
     let bodies: Vec<String> = (0..=40).map(|number: u16| number.to_string()).collect();
     only_these_arrive(&lab, "leaf1", &bodies).await;
     lab.shutdown().await.expect("the lab ends");
+}
+
+/// The load itself: it notices a hub that stops to acknowledge although it still answers PINGREQ,
+/// and one that closes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accept_skeleton_8_the_load_notices_a_standstill_and_a_close() {
+    let load = Load {
+        window: 16,
+        body_bytes: 1024,
+    };
+    let lab = lab().await;
+    let door = Door::of(&lab, "edge1");
+    for (fault, noticed) in [
+        ("hold", "leaf1 stands still: 16 in flight"),
+        ("kill", "the hub closed leaf1"),
+    ] {
+        let client = door.admitted(&Hello::of(&lab, "leaf1")).await;
+        let driver = tokio::spawn(drive(
+            client,
+            "leaf1".to_owned(),
+            load,
+            Instant::now() + LOAD,
+        ));
+        match fault {
+            "hold" => lab
+                .faults("edge1", "hold-commits")
+                .await
+                .expect("the hub obeys"),
+            _ => lab.kill("edge1").await.expect("the hub is killed"),
+        }
+        let panic = driver.await.expect_err("the load goes on").into_panic();
+        let text = panic.downcast::<String>().expect("a text");
+        assert!(text.contains(noticed), "{text}");
+        if fault == "hold" {
+            lab.faults("edge1", "release-commits")
+                .await
+                .expect("the hub obeys");
+        }
+    }
 }
 
 async fn lab() -> Lab {

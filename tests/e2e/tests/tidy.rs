@@ -3,6 +3,12 @@
 //! No hub runs here. Each rule prints every place that breaks it, and each has a guard against
 //! looking at nothing.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "these are the tests"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
