@@ -18,9 +18,10 @@ use tracing::info;
 use crate::{
     connectivity::{Connectivity, ConnectivityMonitor},
     dial::Dialer,
+    judge::Judge,
     lanes::{LaneConfig, LaneCounts},
     mqtt::{MachineConfig, MqttTransport},
-    pump::{Judge, Pump, PumpParts},
+    pump::{Pump, PumpParts},
     scope::{HttpClient, HttpScopeApi, ScopeConfig, ScopeKeeper, ScopeRefresh},
 };
 

@@ -348,3 +348,29 @@ async fn a_refused_identity_waits_and_its_neighbours_do_not() {
     eventually("leaf1", || hub.queue.length() == 0).await;
     hub.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_scope_client_survives_dead_connections_and_endless_answers() {
+    use edgehub_auth::authenticator::RefreshOutcome;
+    let parent = FakeParent::new();
+    parent.seen.lock().answer = (200, PAGE.to_owned());
+    let ports = (parent.free_port().await, parent.free_port().await);
+    let serving = parent.serve_https(ports.1).await;
+    let hub = Hub::start(&parent, ports, |_| {});
+    eventually("walk", || hub.scope.is_initialised()).await;
+    let refresh = hub.bridge.identity_refresh();
+    serving.stop().await;
+    let serving = parent.serve_https(ports.1).await;
+    assert_eq!(
+        refresh.refresh(&id("leaf1"), "edge2").await,
+        RefreshOutcome::Refreshed
+    );
+    parent.seen.lock().answer.1 = " ".repeat(crate::limits::HTTP_BODY_BYTES_MAX + 1);
+    assert_eq!(
+        refresh.refresh(&id("ghost"), "edge2").await,
+        RefreshOutcome::Unavailable
+    );
+    assert!(hub.scope.current().get(&id("leaf1")).is_some());
+    hub.stop().await;
+    serving.stop().await;
+}

@@ -123,3 +123,118 @@ pub(crate) fn dropped(from: &Identity, output: String, reason: DropReason) {
     )
     .increment(1);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use edgehub_proto::message::Property;
+    use metrics::{Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::test_support::id;
+
+    /// Keeps counters, and how often a counter was asked for.
+    #[derive(Debug, Default)]
+    struct Counters {
+        values: Mutex<HashMap<String, Arc<AtomicU64>>>,
+        lookups: AtomicU64,
+    }
+
+    impl Recorder for Counters {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            self.lookups.fetch_add(1, Ordering::Relaxed);
+            let labels: Vec<String> = key
+                .labels()
+                .map(|label| format!("{}={}", label.key(), label.value()))
+                .collect();
+            let name = format!("{}{{{}}}", key.name(), labels.join(","));
+            Counter::from_arc(Arc::clone(self.values.lock().entry(name).or_default()))
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    fn values(recorder: &Counters) -> Vec<(String, u64)> {
+        let values = recorder.values.lock();
+        let mut list: Vec<(String, u64)> = values
+            .iter()
+            .map(|(name, value)| (name.clone(), value.load(Ordering::Relaxed)))
+            .collect();
+        list.sort();
+        list
+    }
+
+    #[test]
+    fn accepted_messages_are_counted_by_output_and_priority_without_a_lookup_each() {
+        let recorder = Counters::default();
+        metrics::with_local_recorder(&recorder, || {
+            let mut counters = SentCounters::new(id("edge1/modA"));
+            for token in 0..100 {
+                counters.sent(token, if token % 2 == 0 { "a" } else { "b" }, 3);
+            }
+            // Token 100 could not be sent.
+            counters.sent(101, "a", 4);
+            for token in (50..102).rev().chain(0..40) {
+                counters.accepted(token);
+                counters.accepted(token);
+            }
+        });
+        let name = |output: &str, priority| {
+            format!(
+                "edgehub_messages_sent_total{{from=edge1/modA,to=upstream,\
+                 from_route_output={output},to_route_input=,priority={priority}}}"
+            )
+        };
+        let expected = [(name("a", 3), 45), (name("a", 4), 1), (name("b", 3), 45)];
+        assert_eq!(values(&recorder), expected);
+        assert_eq!(recorder.lookups.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn dropped_messages_are_counted_with_reason_and_output() {
+        let mut message = Message::default();
+        message.properties.push(Property {
+            key: "k".to_owned(),
+            value: None,
+        });
+        message.system.set(SystemProperty::OutputName, "out");
+        let entry = Entry {
+            offset: 0,
+            sender: id("edge1/modA"),
+            message: stored::encode_message(&message),
+            enqueued_ms: 0,
+            expires_at_ms: None,
+            shared: None,
+        };
+        let recorder = Counters::default();
+        metrics::with_local_recorder(&recorder, || {
+            count_dropped(&entry, DropReason::TtlExpiry);
+            count_dropped(&entry, DropReason::DeviceInvalidState);
+        });
+        let name = |reason| {
+            format!(
+                "edgehub_messages_dropped_total{{reason={reason},from=edge1/modA,\
+                 from_route_output=out}}"
+            )
+        };
+        assert_eq!(
+            values(&recorder),
+            [(name("device_invalid_state"), 1), (name("ttl_expiry"), 1)]
+        );
+    }
+}

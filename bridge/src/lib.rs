@@ -21,6 +21,7 @@ mod counters;
 mod dial;
 #[cfg(test)]
 mod fake_parent;
+mod judge;
 pub mod lanes;
 pub mod limits;
 pub mod mqtt;

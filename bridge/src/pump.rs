@@ -17,14 +17,11 @@ use std::{
     time::Duration,
 };
 
-use edgehub_auth::{
-    authenticator::{IdentityRefresh, RefreshOutcome},
-    scope_cache::ScopeCache,
-};
+use edgehub_auth::authenticator::RefreshOutcome;
 use edgehub_proto::{clock::Clock, identity::Identity};
 use edgehub_storage::{Queue, ReadBatch, ReadLimit, SenderFilter, Settled, StoreError};
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, mpsc, mpsc::error::TrySendError, watch};
+use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, warn};
@@ -33,6 +30,7 @@ use crate::{
     bucket::TokenBucket,
     connectivity::ConnectivityMonitor,
     counters,
+    judge::Judge,
     lanes::{
         Action, CloseCause, LaneConfig, LaneCounts, Now, QueueStart, ReadFilter, Report, Scheduler,
         SessionId, Verdict,
@@ -60,47 +58,18 @@ pub(crate) struct PumpParts {
     pub(crate) counts: watch::Sender<LaneCounts>,
 }
 
-/// Decides what the scope says about a doubtful identity.
-pub(crate) struct Judge {
-    pub(crate) own_device: Identity,
-    pub(crate) scope: Arc<ScopeCache>,
-    pub(crate) refresh: Arc<dyn IdentityRefresh>,
-    /// Whether the whole scope was walked since the start.
-    pub(crate) has_walked: Box<dyn Fn() -> bool + Send + Sync>,
-    /// `TrackDeviceState`: messages of an identity that is gone are dropped.
-    pub(crate) track_device_state: bool,
-}
-
-impl Judge {
-    /// Never says that an identity is gone without proof: its record says disabled, the upstream
-    /// answered without it, or a complete walk did not find it.
-    fn verdict(&self, identity: &Identity, outcome: Option<RefreshOutcome>) -> Verdict {
-        let tree = self.scope.current();
-        let is_gone = match tree.get(identity) {
-            Some(record) => !record.is_enabled(),
-            None => outcome == Some(RefreshOutcome::NotFound) || (self.has_walked)(),
-        };
-        // A refresh that brought nothing new is no reason to try again early.
-        let is_news = matches!(outcome, None | Some(RefreshOutcome::Refreshed));
-        if is_gone {
-            if self.track_device_state {
-                Verdict::Gone
-            } else {
-                Verdict::Unknown
-            }
-        } else if is_news && tree.auth_chain(identity).is_some() {
-            Verdict::Retry
-        } else {
-            Verdict::Unknown
-        }
-    }
-}
-
 /// What a job brought.
 enum Done {
     Checked(Identity, RefreshOutcome),
-    Read(usize, Result<ReadBatch, StoreError>),
-    Settled(usize, Vec<Settled>, Result<u64, StoreError>),
+    Read(Result<ReadBatch, StoreError>),
+    Settled(Result<u64, StoreError>),
+}
+
+/// What a job is for, kept here in case it dies.
+enum Job {
+    Check,
+    Read(usize),
+    Settle(usize, Vec<Settled>),
 }
 
 type ReadFuture = Pin<Box<dyn Future<Output = Result<ReadBatch, StoreError>> + Send>>;
@@ -112,6 +81,7 @@ pub(crate) struct Pump {
     events: mpsc::Receiver<SessionEvent>,
     events_sender: mpsc::Sender<SessionEvent>,
     jobs: JoinSet<Done>,
+    job_purposes: HashMap<task::Id, Job>,
     /// Notified when a queue has grown.
     grown: Arc<Notify>,
     look_after_at: Instant,
@@ -160,6 +130,7 @@ impl Pump {
             events,
             events_sender,
             jobs: JoinSet::new(),
+            job_purposes: HashMap::new(),
             grown,
             look_after_at: Instant::now(),
             failure_log: TokenBucket::new(1.0, 10, now.instant),
@@ -186,7 +157,7 @@ impl Pump {
                         self.take_event(event);
                     }
                 }
-                Some(done) = self.jobs.join_next() => self.take_job(done),
+                Some(done) = self.jobs.join_next_with_id() => self.take_job(done),
                 () = self.grown.notified() => {}
                 Ok(()) = scope.changed() => self.judge_again(),
                 () = sleep_until(wakeup) => {}
@@ -196,7 +167,7 @@ impl Pump {
                     self.scheduler.stop((now + DRAIN_TIMEOUT).into_std());
                 }
             }
-            while let Some(done) = self.jobs.try_join_next() {
+            while let Some(done) = self.jobs.try_join_next_with_id() {
                 self.take_job(done);
             }
         }
@@ -286,9 +257,16 @@ impl Pump {
         let Some(open) = self.sessions.get(&session) else {
             return;
         };
-        // Fails only if the session has ended: its close event is on the way.
-        if let Err(error) = open.commands.try_send(command) {
-            debug!(%session, %error, "session does not listen");
+        match open.commands.try_send(command) {
+            Ok(()) => {}
+            // It has ended: its close event is on the way.
+            Err(TrySendError::Closed(_)) => debug!(%session, "session does not listen"),
+            // More than the window, which the lanes do not do. It ends with what it has, and
+            // everything unanswered is sent again.
+            Err(TrySendError::Full(_)) => {
+                error!(%session, "session is overrun");
+                self.sessions.remove(&session);
+            }
         }
     }
 
@@ -312,8 +290,7 @@ impl Pump {
                 true
             }
             Poll::Pending => {
-                self.jobs
-                    .spawn(async move { Done::Read(index, read.await) });
+                self.start(Job::Read(index), async move { Done::Read(read.await) });
                 false
             }
         }
@@ -323,38 +300,53 @@ impl Pump {
         let Some(queue) = self.parts.queues.get(index).cloned() else {
             return;
         };
-        self.jobs.spawn(async move {
-            let result = queue.settle_committed(settled.clone()).await;
-            Done::Settled(index, settled, result)
-        });
+        let list = settled.clone();
+        let job = async move { Done::Settled(queue.settle_committed(list).await) };
+        self.start(Job::Settle(index, settled), job);
     }
 
     fn check(&mut self, identity: Identity) {
         let refresh = Arc::clone(&self.parts.judge.refresh);
         let own_device = self.parts.judge.own_device.clone();
-        self.jobs.spawn(async move {
+        let job = async move {
             let outcome = refresh.refresh(&identity, own_device.device_id()).await;
             Done::Checked(identity, outcome)
-        });
+        };
+        self.start(Job::Check, job);
     }
 
-    fn take_job(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        match done {
-            Ok(Done::Checked(identity, outcome)) => {
-                let verdict = self.parts.judge.verdict(&identity, Some(outcome));
-                debug!(%identity, ?outcome, ?verdict, "identity checked");
-                self.scheduler.identity_checked(&identity, verdict);
+    fn start(&mut self, purpose: Job, job: impl Future<Output = Done> + Send + 'static) {
+        let id = self.jobs.spawn(job).id();
+        self.job_purposes.insert(id, purpose);
+    }
+
+    fn take_job(&mut self, done: Result<(task::Id, Done), JoinError>) {
+        let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let purpose = self.job_purposes.remove(&id);
+        let now = self.now();
+        match (purpose, done) {
+            (Some(Job::Check), Ok((_, Done::Checked(identity, outcome)))) => {
+                self.judge(&identity, Some(outcome));
             }
-            Ok(Done::Read(queue, result)) => self.take_read(queue, result),
-            Ok(Done::Settled(queue, settled, Ok(_))) => self.scheduler.settled(queue, &settled),
-            Ok(Done::Settled(queue, settled, Err(error))) => {
+            (Some(Job::Read(queue)), Ok((_, Done::Read(result)))) => self.take_read(queue, result),
+            (Some(Job::Settle(queue, settled)), Ok((_, Done::Settled(Ok(_))))) => {
+                self.scheduler.settled(queue, &settled);
+            }
+            (Some(Job::Settle(queue, settled)), Ok((_, Done::Settled(Err(error))))) => {
                 warn!(%error, "messages cannot be settled now");
-                let now = self.now();
                 self.scheduler.settle_failed(queue, settled, now);
             }
-            // A panic in the store or the scope client. The queue it worked for stands still, which
-            // is visible; going on with unknown state would not be.
-            Err(error) => error!(%error, "a job of the upstream pump died"),
+            // A panic in the store or the scope client: what it was for is tried again.
+            (purpose, done) => {
+                error!(error = ?done.err(), "a job of the upstream pump died");
+                match purpose {
+                    Some(Job::Read(queue)) => self.scheduler.read_failed(queue, now),
+                    Some(Job::Settle(queue, settled)) => {
+                        self.scheduler.settle_failed(queue, settled, now);
+                    }
+                    Some(Job::Check) | None => {}
+                }
+            }
         }
     }
 
@@ -396,9 +388,18 @@ impl Pump {
     /// The scope has changed: perhaps doubtful identities are back, or proven to be gone.
     fn judge_again(&mut self) {
         for identity in self.scheduler.doubtful() {
-            let verdict = self.parts.judge.verdict(&identity, None);
-            self.scheduler.identity_checked(&identity, verdict);
+            self.judge(&identity, None);
         }
+    }
+
+    fn judge(&mut self, identity: &Identity, outcome: Option<RefreshOutcome>) {
+        let verdict = self.parts.judge.verdict(identity, outcome);
+        if verdict == Verdict::Gone {
+            warn!(%identity, "removed or disabled upstream: its queued messages are dropped");
+        } else {
+            debug!(%identity, ?outcome, ?verdict, "identity checked");
+        }
+        self.scheduler.identity_checked(identity, verdict);
     }
 
     fn report(&mut self, report: Report) {
@@ -452,6 +453,12 @@ impl Pump {
             self.sessions.remove(&session);
             self.scheduler
                 .closed(session, &CloseCause::Local("task died".into()), now);
+        }
+        if counts.lanes >= self.parts.config.lanes_max {
+            warn!(
+                lanes = counts.lanes,
+                "too many senders wait: no further ones are looked at"
+            );
         }
         metrics::gauge!("edgehub_upstream_lanes").set(counts.lanes as f64);
         metrics::gauge!("edgehub_upstream_connections").set(counts.sessions as f64);

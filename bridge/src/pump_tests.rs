@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use edgehub_auth::scope_cache::ScopeChange;
+use edgehub_auth::authenticator::IdentityRefresh;
+use edgehub_auth::scope_cache::{ScopeCache, ScopeChange};
 use edgehub_auth::scope_tree::{Authentication, ServiceIdentity, Status};
 use edgehub_proto::{clock::ManualClock, stored};
 use edgehub_storage::QueueStats;
@@ -235,7 +236,7 @@ async fn within(limit: Duration, what: &str, condition: impl Fn() -> bool) {
             "{what} did not happen within {limit:?}"
         );
         settle_down().await;
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(1)))
+        task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(1)))
             .await
             .unwrap();
         advance(Duration::from_millis(50)).await;

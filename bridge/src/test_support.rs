@@ -97,7 +97,7 @@ impl HeldClock {
 
 /// Waits for something that other threads bring about, without moving the clock.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..5000 {
+    for _ in 0..20_000 {
         if condition() {
             return;
         }

@@ -12,11 +12,17 @@ set -euo pipefail
 
 has() { command -v "$1" > /dev/null || [ -x "/usr/sbin/$1" ]; }
 
-# The same places where the clang-sys crate looks first.
+# The same places and names that the clang-sys crate looks for: `libclang-cpp.so.*`, which comes with
+# LLVM alone, is another library.
 has_libclang() {
   [ -n "${LIBCLANG_PATH:-}" ] && return
-  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' > /dev/null && return
-  compgen -G '/usr/lib/*/libclang*.so*' > /dev/null
+  local folder name
+  for folder in '/usr/lib/llvm-*/lib' '/usr/lib/*-linux-gnu*'; do
+    for name in 'libclang.so' 'libclang.so.*' 'libclang-[0-9]*.so' 'libclang-[0-9]*.so.*'; do
+      compgen -G "$folder/$name" > /dev/null && return
+    done
+  done
+  return 1
 }
 
 has_venv() { has python3 && python3 -c 'import ensurepip, venv' 2> /dev/null; }

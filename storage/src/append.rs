@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::limits::APPEND_OVERHEAD_BYTES;
-use crate::queue::Queue;
+use crate::queue::{Queue, QueueState};
 
 /// Messages of one connection that are committed together, all or none.
 #[derive(Debug)]
@@ -55,6 +55,43 @@ pub struct Target {
     pub queue: Queue,
     /// When the message is worth nothing any more there, Unix ms; `None` = never.
     pub expires_at_ms: Option<u64>,
+}
+
+/// A batch that was handed over. It holds no handle of the store: otherwise the last one might
+/// be dropped by the writer itself, which cannot wait for its own end.
+#[derive(Debug)]
+pub(crate) struct TakenBatch {
+    pub(crate) appends: Vec<TakenAppend>,
+    pub(crate) ticket: CommitTicket,
+}
+
+/// One message of a [`TakenBatch`].
+#[derive(Debug)]
+pub(crate) struct TakenAppend {
+    pub(crate) sender: Identity,
+    pub(crate) message: Bytes,
+    pub(crate) enqueued_ms: u64,
+    /// Queue, and when the message expires there, Unix ms.
+    pub(crate) targets: SmallVec<[(Arc<QueueState>, Option<u64>); 2]>,
+}
+
+impl From<AppendBatch> for TakenBatch {
+    fn from(batch: AppendBatch) -> Self {
+        let appends = batch.appends.into_iter().map(|append| TakenAppend {
+            sender: append.sender,
+            message: append.message,
+            enqueued_ms: append.enqueued_ms,
+            targets: append
+                .targets
+                .into_iter()
+                .map(|target| (target.queue.state, target.expires_at_ms))
+                .collect(),
+        });
+        Self {
+            appends: appends.collect(),
+            ticket: batch.ticket,
+        }
+    }
 }
 
 /// A position in one connection's sequence of messages.

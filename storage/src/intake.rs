@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 
-use crate::append::AppendBatch;
+use crate::append::{AppendBatch, TakenBatch};
 use crate::error::{StoreClosed, StoreError, TryAppendError};
 use crate::layout::Cf;
 use crate::limits::CONTROL_INTAKE;
@@ -21,7 +21,7 @@ use crate::queue::{QueueId, QueueState, Settled};
 /// One thing for the writer to do.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Append(AppendBatch, u32),
+    Append(TakenBatch, u32),
     Settle(SettleItem, u32),
     Write(WriteItem, u32),
     /// A new queue; committed apart.
@@ -103,7 +103,7 @@ impl Intake {
             .await
             .map_err(|_| StoreClosed)?
             .forget();
-        self.push(Item::Append(batch, cost))
+        self.push(Item::Append(batch.into(), cost))
     }
 
     pub(crate) fn try_append(&self, batch: AppendBatch) -> Result<(), TryAppendError> {
@@ -113,7 +113,7 @@ impl Intake {
             Err(TryAcquireError::NoPermits) => return Err(TryAppendError::Full(batch)),
             Err(TryAcquireError::Closed) => return Err(TryAppendError::Closed),
         }
-        self.push(Item::Append(batch, cost))
+        self.push(Item::Append(batch.into(), cost))
             .map_err(|StoreClosed| TryAppendError::Closed)
     }
 

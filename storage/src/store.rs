@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
 
 use edgehub_proto::clock::Clock;
 use parking_lot::{Mutex, RwLock};
@@ -22,7 +23,8 @@ use crate::seal::{KeyWrap, Sealer};
 use crate::stats::{Counters, StoreStats, add};
 
 /// The store; cheap to clone. When the last handle (a [`Store`] or a [`Queue`]) goes without
-/// [`Store::close`], what was handed over is still committed, in the background.
+/// [`Store::close`], that drop commits what was handed over and closes the database, and blocks
+/// meanwhile: a process that ends while RocksDB is at work is aborted by it.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(crate) core: Arc<Core>,
@@ -42,6 +44,7 @@ pub(crate) struct Core {
     pub(crate) closed: watch::Receiver<bool>,
     /// What went wrong while closing.
     pub(crate) close_error: Arc<Mutex<Option<StoreError>>>,
+    pub(crate) writer: Option<JoinHandle<()>>,
     #[cfg(feature = "faults")]
     pub(crate) faults: Arc<CommitFaults>,
 }
@@ -52,6 +55,10 @@ pub(crate) type Registry = RwLock<Vec<Arc<QueueState>>>;
 impl Drop for Core {
     fn drop(&mut self) {
         self.stop();
+        if let Some(writer) = self.writer.take() {
+            // A panic of the writer has been logged.
+            let _ = writer.join();
+        }
     }
 }
 

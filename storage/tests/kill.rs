@@ -4,7 +4,8 @@
 //! The child is this test binary again. It appends from several connections, each always with a
 //! batch in flight, to three queues, and drains one of them. It prints what it hands over, what
 //! is committed and what it is about to settle; the parent kills it, reopens the store and
-//! compares. `EDGEHUB_KILL_SEED=<seed>` runs one round again.
+//! compares. `EDGEHUB_KILL_SEED=<seed>` runs one round again, `EDGEHUB_KILL_ROUNDS=<n>`
+//! sets the number of rounds.
 
 #![allow(
     clippy::unwrap_used,
@@ -60,8 +61,9 @@ fn nothing_committed_is_lost_when_the_process_is_killed() {
     let seeds = match std::env::var("EDGEHUB_KILL_SEED") {
         Ok(seed) => vec![seed.parse().expect("EDGEHUB_KILL_SEED is a number")],
         Err(_) => {
+            let rounds = std::env::var("EDGEHUB_KILL_ROUNDS").map(|n| n.parse().expect("a number"));
             let base = SystemClock::new().unix_ms() * 1_000;
-            (base..base + ROUNDS).collect()
+            (base..base + rounds.unwrap_or(ROUNDS)).collect()
         }
     };
     let mut kills = 0;
@@ -222,7 +224,6 @@ struct Reports {
 }
 
 impl Reports {
-    /// A line that was cut off by the kill is none.
     fn line(&mut self, line: &str) {
         let mut parts = line.split_ascii_whitespace();
         let what = parts.next();
@@ -286,16 +287,17 @@ fn run_and_kill(order: &Order, reports: &mut Reports, delay: Duration) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let output = BufReader::new(child.stdout.take().unwrap());
+    let mut output = BufReader::new(child.stdout.take().unwrap());
     let (first_commit, seen) = mpsc::sync_channel(1);
     let reader = std::thread::spawn(move || {
         let mut lines = Vec::new();
-        for line in output.split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line).into_owned();
+        let mut line = String::new();
+        // A line without its end was cut off by the kill.
+        while output.read_line(&mut line).unwrap() > 0 && line.ends_with('\n') {
             if line.starts_with("@C") {
                 let _ = first_commit.try_send(());
             }
-            lines.push(line);
+            lines.push(std::mem::take(&mut line));
         }
         lines
     });
@@ -309,13 +311,7 @@ fn run_and_kill(order: &Order, reports: &mut Reports, delay: Duration) {
         Some(9),
         "the child ended by itself: {status}"
     );
-    let mut lines = reader.join().unwrap();
-    // What follows the last line feed is empty, or a line that was cut off.
-    let cut = lines.last().is_some_and(|line| !line.is_empty());
-    if cut {
-        lines.pop();
-    }
-    for line in lines {
+    for line in reader.join().unwrap() {
         reports.line(&line);
     }
 }

@@ -301,14 +301,13 @@ impl Scheduler {
         let Some(state) = self.queues.get_mut(queue) else {
             return;
         };
-        let reached = next.min(state.next);
         for one in participants.values() {
             let lane = self.lanes.get_mut(one.key);
             let Some(part) = lane.and_then(|lane| lane.parts.get_mut(queue)) else {
                 continue;
             };
             if part.behind_from == Some(one.expects) {
-                let from = one.expects.max(reached);
+                let from = one.expects.max(next);
                 part.behind_from = (from < state.next).then_some(from);
                 if part.behind_from.is_none() {
                     state.skip = None;
@@ -316,7 +315,7 @@ impl Scheduler {
             }
         }
         for one in participants.into_values().chain(left) {
-            if one.began_at >= reached {
+            if one.began_at >= next {
                 // The scan did not come as far as this lane, which keeps its place in the row.
                 self.want_scan(queue, one.key, one.turn);
             }

@@ -36,4 +36,6 @@ pub use session::SessionId;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 mod scenario_tests;

@@ -302,3 +302,151 @@ fn stop_settles_what_was_acknowledged_and_abandons_the_rest() {
         (0, 3)
     );
 }
+
+/// Slow lanes that came early hold no more than all lanes together may.
+#[test]
+fn all_lanes_together_stay_below_their_limit() {
+    let config = LaneConfig {
+        window: 64,
+        lane_entries_max: 64,
+        bytes_max: 4000,
+        lane_bytes_max: 4000,
+        connections_max: 8,
+        ..small_config()
+    };
+    let mut world = World::new(config, 1, &[Nature::Slow; 8]);
+    for who in 0..8 {
+        for _ in 0..40 {
+            world.append(0, who, 100, None);
+        }
+        for _ in 0..40 {
+            world.round();
+            world.now_ms += 100;
+        }
+        // One message of each further lane is always let in.
+        let bytes = world.scheduler.counts().bytes;
+        assert!(
+            (3500..=4000 + 228 * who).contains(&bytes),
+            "{bytes} with {} lanes",
+            who + 1
+        );
+    }
+    assert_eq!(world.sessions.len(), 8);
+}
+
+/// An answer that comes twice settles once.
+#[test]
+fn a_repeated_disposition_is_ignored() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good]);
+    for _ in 0..3 {
+        world.append(0, 0, 10, None);
+    }
+    world.announce(0);
+    for _ in 0..3 {
+        world.turn();
+        world.answer_read(0);
+        world.answer_open(0);
+    }
+    world.turn();
+    let session = *world.sessions.keys().next().unwrap();
+    let accepted = [(1, Disposition::Accepted), (1, Disposition::Accepted)];
+    world.scheduler.disposed(session, &accepted);
+    world.scheduler.disposed(
+        session,
+        &[(1, Disposition::Accepted), (99, Disposition::Accepted)],
+    );
+    world.turn();
+    let settled: Vec<u64> = world
+        .settles
+        .iter()
+        .flat_map(|(_, list)| list)
+        .map(|one| one.offset)
+        .collect();
+    assert_eq!(settled, [1]);
+}
+
+/// A store that does not confirm holds the sending up, and its confirmation sets it going again.
+#[test]
+fn unconfirmed_settles_are_bounded() {
+    let config = LaneConfig {
+        unconfirmed_max: 4,
+        ..small_config()
+    };
+    let mut world = World::new(config, 1, &[Nature::Good]);
+    for _ in 0..6 {
+        world.append(0, 0, 10, None);
+    }
+    world.announce(0);
+    let sent = |world: &World| {
+        world
+            .sessions
+            .values()
+            .map(|one| one.sent.len())
+            .sum::<usize>()
+    };
+    for _ in 0..5 {
+        world.turn();
+        world.answer_read(0);
+        world.answer_open(0);
+        world.acknowledge(0, 4, false);
+    }
+    world.turn();
+    assert_eq!(sent(&world), 4, "four unconfirmed, nothing more goes out");
+    world.answer_settle(true);
+    world.turn();
+    world.answer_settle(true);
+    world.turn();
+    world.answer_read(0);
+    world.turn();
+    assert_eq!(sent(&world), 6);
+}
+
+/// However full memory is and however large the message, a lane may have one under way.
+#[test]
+fn one_message_per_lane_is_always_let_in() {
+    let config = LaneConfig {
+        bytes_max: 3000,
+        connections_max: 5,
+        ..small_config()
+    };
+    let natures = [
+        Nature::Slow,
+        Nature::Slow,
+        Nature::Slow,
+        Nature::Slow,
+        Nature::Good,
+    ];
+    let mut world = World::new(config, 1, &natures);
+    for who in 0..4 {
+        for _ in 0..20 {
+            world.append(0, who, 500, None);
+        }
+    }
+    for _ in 0..40 {
+        world.round();
+        world.now_ms += 100;
+    }
+    assert!(world.scheduler.counts().bytes > 2500, "memory is full");
+    for _ in 0..5 {
+        world.append(0, 4, 5000, None);
+    }
+    world.run_until_good_are_settled(Duration::from_secs(5));
+}
+
+/// A verdict that comes when the sender has got through meanwhile drops nothing.
+#[test]
+fn a_late_verdict_does_not_touch_a_lane_that_works() {
+    let mut world = World::new(small_config(), 1, &[Nature::Slow]);
+    world.append(0, 0, 10, None);
+    for _ in 0..3 {
+        world.round();
+    }
+    assert_eq!(world.scheduler.counts().ready, 1);
+    world.scheduler.identity_checked(&sender(0), Verdict::Gone);
+    world.append(0, 0, 10, None);
+    for _ in 0..3 {
+        world.round();
+    }
+    assert_eq!(world.unsettled(Nature::Slow), 2);
+    assert_eq!(world.scheduler.counts().ready, 1);
+}

@@ -97,6 +97,7 @@ impl Scheduler {
         let mut batch = Vec::new();
         while lane.in_flight.len() < window {
             let mut chosen = None;
+            // A lane that is behind in one queue holds nothing of lower ones (see `make_way`).
             for (index, (part, state)) in lane.parts.iter().zip(&self.queues).enumerate() {
                 if !part.buffer.is_empty() {
                     if state.unconfirmed.len() >= self.config.unconfirmed_max {
@@ -104,10 +105,6 @@ impl Scheduler {
                     } else {
                         chosen = Some(index);
                     }
-                    break;
-                }
-                if part.behind_from.is_some() {
-                    // Strict priority: nothing lower before what a scan will bring.
                     break;
                 }
                 if !state.is_read() {

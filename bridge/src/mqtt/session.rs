@@ -5,12 +5,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use edgehub_proto::{bag, identity::Identity, stored, topic};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     machine::Machine,
@@ -96,23 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Running<S> {
         loop {
             let input = self.next_input(&mut buffer, commands).await;
             let turn = match input {
-                Input::Command(Some(Command::Send(batch))) => {
-                    self.send(batch);
-                    // Whatever else waits goes into the same write.
-                    let mut turn = None;
-                    while turn.is_none() {
-                        match commands.try_recv() {
-                            Ok(Command::Send(batch)) => self.send(batch),
-                            Ok(Command::Close) => turn = Some(()),
-                            Err(_) => break,
-                        }
-                    }
-                    if turn.is_some() {
-                        Turn::Close
-                    } else {
-                        Turn::GoOn
-                    }
-                }
+                Input::Command(Some(Command::Send(batch))) => self.send_all(batch, commands),
                 Input::Command(Some(Command::Close) | None) => Turn::Close,
                 Input::Read(Ok(0)) => Turn::End(self.lost("closed by the upstream")),
                 Input::Read(Ok(length)) => self.received(buffer.get(..length).unwrap_or_default()),
@@ -178,54 +161,64 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Running<S> {
         }
     }
 
-    fn send(&mut self, batch: Vec<Outgoing>) {
-        for Outgoing {
+    /// Sends a batch and whatever else waits, so that it goes into the same write.
+    fn send_all(&mut self, batch: Vec<Outgoing>, commands: &mut mpsc::Receiver<Command>) -> Turn {
+        let mut batch = batch;
+        loop {
+            if let Err(NoRoom) = self.send(batch) {
+                return Turn::End(CloseCause::Local("window overrun".into()));
+            }
+            batch = match commands.try_recv() {
+                Ok(Command::Send(more)) => more,
+                Ok(Command::Close) => return Turn::Close,
+                Err(_) => return Turn::GoOn,
+            };
+        }
+    }
+
+    fn send(&mut self, batch: Vec<Outgoing>) -> Result<(), NoRoom> {
+        for outgoing in batch {
+            let token = outgoing.token;
+            if let Some(reason) = self.publish(outgoing)? {
+                self.refused.push((token, Disposition::Unsendable(reason)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a message into the output, or says why it can never be sent.
+    fn publish(&mut self, outgoing: Outgoing) -> Result<Option<DropReason>, NoRoom> {
+        let Outgoing {
             token,
             priority,
             resend,
             entry,
-        } in batch
-        {
-            if let Err(reason) = self.publish(token, priority, resend, entry.message) {
-                self.refused.push((token, Disposition::Unsendable(reason)));
-            }
-        }
-    }
-
-    fn publish(
-        &mut self,
-        token: u64,
-        priority: u32,
-        resend: bool,
-        record: Bytes,
-    ) -> Result<(), DropReason> {
+        } = outgoing;
         let identity = &self.context.identity;
-        let message = stored::decode_message(record).map_err(|error| {
-            debug!(%identity, %error, "stored message cannot be decoded");
-            counters::dropped(identity, String::new(), DropReason::CorruptRecord);
-            DropReason::CorruptRecord
-        })?;
+        let message = match stored::decode_message(entry.message) {
+            Ok(message) => message,
+            Err(error) => {
+                warn!(%identity, offset = entry.offset, %error, "stored message is damaged");
+                counters::dropped(identity, String::new(), DropReason::CorruptRecord);
+                return Ok(Some(DropReason::CorruptRecord));
+            }
+        };
         let topic = topic::telemetry(identity, &bag::encode_upstream(&message));
-        let now = monotonic_now();
         let output = counters::output_of(&message);
         match self
             .machine
-            .publish(now, token, resend, topic, &message.body)
+            .publish(monotonic_now(), token, resend, topic, &message.body)
         {
             Ok(()) => {
                 self.counters.sent(token, output, priority);
-                Ok(())
+                Ok(None)
             }
-            Err(PublishError::TooLarge { .. } | PublishError::TopicTooLong { .. }) => {
+            Err(error @ (PublishError::TooLarge { .. } | PublishError::TopicTooLong { .. })) => {
+                warn!(%identity, offset = entry.offset, %error, "message cannot be sent over MQTT");
                 counters::dropped(identity, output.to_owned(), DropReason::TooLarge);
-                Err(DropReason::TooLarge)
+                Ok(Some(DropReason::TooLarge))
             }
-            // The lane keeps to the window, and it was told that the session is open. Without an
-            // answer the message is sent again by the next session.
-            Err(PublishError::NoRoom) => {
-                debug!(%identity, token, "window overrun");
-                Ok(())
-            }
+            Err(PublishError::NoRoom) => Err(NoRoom),
         }
     }
 
@@ -283,6 +276,10 @@ async fn push<W: AsyncWrite + Unpin>(writer: &mut W, output: &[u8]) -> Input {
         Input::Written(writer.write(output).await)
     }
 }
+
+/// The lane sent more than its window. Without an end of the session what has no room would wait
+/// for an answer that never comes.
+struct NoRoom;
 
 enum Turn {
     Close,

@@ -3,6 +3,7 @@
 
 use std::num::NonZeroU16;
 
+use bytes::Bytes;
 use edgehub_proto::message::{Message, Property, SystemProperty};
 use edgehub_storage::Entry;
 use ntex_bytes::{BytePages, BytesMut as CodecBuffer};
@@ -337,4 +338,20 @@ async fn messages_that_can_never_be_sent_are_named_and_the_others_go() {
     assert_eq!(body.as_ref(), b"good");
     server.send([puback(1)]).await;
     assert_eq!(client.disposed().await, [(2, Disposition::Accepted)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_the_window_ends_the_session_instead_of_waiting_for_ever() {
+    let config = MachineConfig {
+        window: 4,
+        ..MachineConfig::default()
+    };
+    let (mut client, mut server) = start(config);
+    server.accept(ConnectAckReason::ConnectionAccepted).await;
+    client.opened().await;
+    client
+        .send((0..5).map(|token| outgoing(token, &message("x"))).collect())
+        .await;
+    let cause = client.task.await.unwrap();
+    assert!(matches!(cause, CloseCause::Local(_)), "{cause}");
 }

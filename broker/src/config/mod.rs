@@ -57,6 +57,8 @@ pub struct UpstreamSettings {
     pub protocol: UpstreamProtocol,
     /// `UpstreamMqttPort`, 8883.
     pub mqtt_port: u16,
+    /// `UpstreamAmqpPort`, 5671; for the AMQP protocols.
+    pub amqp_port: u16,
     /// `UpstreamHttpsPort`, 443.
     pub https_port: u16,
 }
@@ -267,6 +269,7 @@ fn upstream(env: &mut Environment, hub_host: &str) -> Result<UpstreamSettings, S
         host: parent.unwrap_or_else(|| hub_host.to_owned()),
         protocol,
         mqtt_port: env.port("UpstreamMqttPort", 8883),
+        amqp_port: env.port("UpstreamAmqpPort", 5671),
         https_port: env.port("UpstreamHttpsPort", 443),
     })
 }
@@ -350,6 +353,9 @@ mod tests {
         assert_eq!(settings.ports.https, 443);
         assert_eq!(settings.ports.metrics, 9600);
         assert_eq!(settings.upstream.host, "h.example");
+        assert_eq!(settings.upstream.mqtt_port, 8883);
+        assert_eq!(settings.upstream.amqp_port, 5671);
+        assert_eq!(settings.upstream.https_port, 443);
         assert!(!settings.upstream.nested);
         assert_eq!(settings.keep_alive_max, Duration::from_secs(1767));
         assert_eq!(settings.connected_clients_max, 100);

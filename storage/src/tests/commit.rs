@@ -183,9 +183,8 @@ async fn closing_commits_what_was_handed_over_and_refuses_the_rest() {
 }
 
 #[tokio::test]
-async fn dropping_the_last_handle_commits_and_closes_in_the_background() {
+async fn dropping_the_last_handle_commits_and_closes() {
     let (dir, store) = fresh();
-    let mut closed = store.core.closed.clone();
     let q = queue(&store, "q");
     let mut sender = Sender::new();
     store
@@ -194,7 +193,6 @@ async fn dropping_the_last_handle_commits_and_closes_in_the_background() {
         .unwrap();
     drop((store, q));
     assert!(sender.committed().await);
-    let _ = closed.wait_for(|closed| *closed).await;
     let store = open_at(&dir.path().join("edgeHub"));
     assert_eq!(queue(&store, "q").length(), 1);
 }

@@ -27,7 +27,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::reclaim::{DeletedMessages, Reclaimer};
-use crate::append::{AppendBatch, CommitTicket};
+use crate::append::{CommitTicket, TakenBatch};
 use crate::config::{StoreConfig, SyncMode};
 use crate::db::{Db, Open};
 use crate::error::StoreError;
@@ -54,7 +54,7 @@ pub(crate) fn start(
 ) -> Result<Store, StoreError> {
     let db = Arc::new(db);
     let (closed_sender, closed) = watch::channel(false);
-    let core = Core {
+    let mut core = Core {
         intake: Arc::new(Intake::new(config.intake_bytes)),
         counters: Arc::default(),
         registry: Arc::new(RwLock::new(recovered.queues.clone())),
@@ -62,6 +62,7 @@ pub(crate) fn start(
         cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
         closed,
         close_error: Arc::default(),
+        writer: None,
         #[cfg(feature = "faults")]
         faults: Arc::default(),
         db: Arc::clone(&db),
@@ -102,10 +103,11 @@ pub(crate) fn start(
         failing: false,
     };
     let close_error = Arc::clone(&core.close_error);
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("store-writer".to_owned())
         .spawn(move || writer.run_to_end(&close_error, &closed_sender))
         .map_err(StoreError::Thread)?;
+    core.writer = Some(thread);
     Ok(Store {
         core: Arc::new(core),
     })
@@ -209,7 +211,7 @@ impl WriterQueue {
 /// What is committed together.
 #[derive(Default)]
 struct Group {
-    appends: Vec<AppendBatch>,
+    appends: Vec<TakenBatch>,
     settles: Vec<(SettleItem, u32)>,
     /// How many of each settle were news; filled by staging.
     news: Vec<u64>,

@@ -215,7 +215,7 @@ fn stage_checkpoint(
         version: RECORD_VERSION,
         mark: set.mark(),
         next_offset: next,
-        length: set.length(next) + 1,
+        length: set.length(next),
         sparse_start: set.spans().map(|span| span.start).collect(),
         sparse_length: set.spans().map(|span| span.end - span.start).collect(),
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rocksdb::WriteBatch;
 
 use super::{Group, Outcomes, Writer, WriterQueue};
-use crate::append::Append;
+use crate::append::TakenAppend;
 use crate::db::Open;
 use crate::error::StoreError;
 use crate::intake::{RawOp, SettleItem};
@@ -57,9 +57,9 @@ impl Writer {
         &mut self,
         open: &Open<'_>,
         batch: &mut WriteBatch,
-        append: Append,
+        append: TakenAppend,
     ) -> Result<(), StoreError> {
-        let Append {
+        let TakenAppend {
             sender,
             message,
             enqueued_ms,
@@ -70,12 +70,12 @@ impl Writer {
             count => Some(self.stage_shared(open, batch, &message, count)?),
         };
         let queues_cf = open.cf(Cf::Queues)?;
-        for target in targets {
-            let number = target.queue.state.number;
-            let queue = queue_mut(&mut self.queues, &target.queue.state)?;
+        for (state, expires_at_ms) in targets {
+            let number = state.number;
+            let queue = queue_mut(&mut self.queues, &state)?;
             let record = EntryRecord {
                 sender: sender.as_str(),
-                expires_at_ms: target.expires_at_ms,
+                expires_at_ms,
                 enqueued_ms,
                 shared,
                 message: if shared.is_some() { &[] } else { &message },
@@ -83,14 +83,14 @@ impl Writer {
             record.encode(&mut self.scratch);
             let offset = queue.next + queue.entries.len() as u64;
             batch.put_cf(queues_cf, entry_key(number, offset), &self.scratch);
-            let expiry = target.expires_at_ms.unwrap_or(u64::MAX);
+            let expiry = expires_at_ms.unwrap_or(u64::MAX);
             queue.earliest_expiry_ms = queue.earliest_expiry_ms.min(expiry);
             queue.entries.push(Entry {
                 offset,
                 sender: sender.clone(),
                 message: message.clone(),
                 enqueued_ms,
-                expires_at_ms: target.expires_at_ms,
+                expires_at_ms,
                 shared,
             });
             touch(&mut self.touched, queue);
