@@ -9,6 +9,7 @@ pub mod auth_chain;
 pub mod bag;
 pub mod clock;
 pub mod fuzz;
+pub mod hub;
 pub mod identity;
 pub mod limits;
 pub mod message;

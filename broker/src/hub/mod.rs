@@ -4,9 +4,14 @@
 //! line here.
 
 mod ingest;
+mod outlet;
 mod registry;
 
 pub use ingest::{Ingest, Outcome, Telemetry};
+pub use outlet::{
+    C2D_STREAM, Delivery, DeliveryToken, Features, INPUT_SLOTS_MAX, OUTBOX_EVENTS_MAX, OfferError,
+    Outlet, Settlement, ToClient, TwinResponse,
+};
 pub use registry::{Registration, Registry, RegistryFull};
 
 use std::collections::{HashMap, HashSet};
