@@ -6,8 +6,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Bodies and encoded messages stay slices of the buffer they were read from.
     prost_build::Config::new()
         .bytes(["."])
-        // Holds keys: its Debug is written by hand.
-        .skip_debug(["edgehub.v1.StoredIdentity"])
+        // They hold secrets: their Debug is written by hand.
+        .skip_debug(["edgehub.v1.StoredIdentity", "edgehub.v1.StoredTwin"])
         .compile_fds(files)?;
     Ok(())
 }

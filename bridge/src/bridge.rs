@@ -7,6 +7,7 @@ use edgehub_auth::{
 };
 use edgehub_proto::{
     clock::Clock,
+    hub::{Connectivity, Downstream, Upstream},
     identity::{Identity, IdentityError},
 };
 use edgehub_storage::{Queue, Store, StoreError};
@@ -16,13 +17,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
-    connectivity::{Connectivity, ConnectivityMonitor},
+    connectivity::ConnectivityMonitor,
     dial::Dialer,
     judge::Judge,
     lanes::{LaneConfig, LaneCounts},
     mqtt::{MachineConfig, MqttTransport},
     pump::{Pump, PumpParts},
     scope::{HttpClient, HttpScopeApi, ScopeConfig, ScopeKeeper, ScopeRefresh},
+    upstream::{UpstreamHandle, upstream},
 };
 
 /// Everything that can be set. [`BridgeConfig::new`] has the defaults.
@@ -43,6 +45,8 @@ pub struct BridgeConfig {
     pub product_info: String,
     /// Name resolution, TCP connect and TLS handshake together. `CloudOperationTimeoutSecs`.
     pub connect_timeout: Duration,
+    /// One twin request, from the question to the answer. `CloudOperationTimeoutSecs`.
+    pub operation_timeout: Duration,
     /// Whether messages of an identity that is proven gone are dropped. `TrackDeviceState`.
     pub track_device_state: bool,
     /// Unacknowledged messages per lane.
@@ -67,6 +71,7 @@ impl BridgeConfig {
             local_address: None,
             product_info: format!("EdgeHub/{}", env!("CARGO_PKG_VERSION")),
             connect_timeout: Duration::from_secs(20),
+            operation_timeout: Duration::from_secs(20),
             track_device_state: true,
             window: crate::limits::WINDOW_DEFAULT,
             lanes: LaneConfig::default(),
@@ -91,6 +96,8 @@ pub struct BridgeDeps {
     pub tls: Arc<ClientConfig>,
     /// Wall clock.
     pub clock: Arc<dyn Clock>,
+    /// Where what arrives from upstream goes.
+    pub downstream: Arc<dyn Downstream>,
 }
 
 /// Why the bridge does not start.
@@ -111,6 +118,7 @@ pub struct Bridge {
     refresh: Arc<dyn IdentityRefresh>,
     monitor: ConnectivityMonitor,
     counts: watch::Receiver<LaneCounts>,
+    upstream: Arc<UpstreamHandle>,
 }
 
 impl std::fmt::Debug for Bridge {
@@ -145,6 +153,7 @@ impl Bridge {
             tokens,
             tls,
             clock,
+            downstream,
         } = deps;
         let own_hub = Identity::edge_hub(config.own_device.device_id())?;
         let monitor = ConnectivityMonitor::new(own_hub.clone());
@@ -189,6 +198,7 @@ impl Bridge {
             product_info: config.product_info.into(),
             tokens,
             scope: Arc::clone(&scope),
+            downstream,
             tasks: tasks.clone(),
         };
         let (counts_sender, counts) = watch::channel(LaneCounts::default());
@@ -205,6 +215,7 @@ impl Bridge {
             seed: seed(config.lanes.seed),
             ..config.lanes
         };
+        let (upstream, asked) = upstream(monitor.clone(), config.operation_timeout);
         let parts = PumpParts {
             config: lanes,
             queues,
@@ -213,6 +224,7 @@ impl Bridge {
             monitor: monitor.clone(),
             judge,
             counts: counts_sender,
+            asked,
         };
         info!(upstream = %config.upstream_host, port = config.mqtt_port, "bridge starts over MQTT");
         let pump = Pump::new(parts, tasks, cancel);
@@ -222,6 +234,7 @@ impl Bridge {
             refresh,
             monitor,
             counts,
+            upstream: Arc::new(upstream),
         })
     }
 
@@ -229,6 +242,12 @@ impl Bridge {
     #[must_use]
     pub fn identity_refresh(&self) -> Arc<dyn IdentityRefresh> {
         Arc::clone(&self.refresh)
+    }
+
+    /// What the broker asks of the upstream.
+    #[must_use]
+    pub fn upstream(&self) -> Arc<dyn Upstream> {
+        Arc::clone(&self.upstream) as _
     }
 
     /// Whether the upstream can be reached. Starts as disconnected.
@@ -253,6 +272,9 @@ fn seed(configured: u64) -> u64 {
     }
 }
 
+#[cfg(test)]
+#[path = "bridge_hearing_tests.rs"]
+mod hearing_tests;
 #[cfg(test)]
 #[path = "bridge_tests.rs"]
 mod tests;

@@ -8,11 +8,12 @@ use edgehub_storage::Queue;
 use super::*;
 use crate::fake_parent::FakeParent;
 use crate::lanes::Backoff;
-use crate::test_support::{TestStore, eventually, id};
+use crate::test_support::{FakeDownstream, TestStore, eventually, id};
 
-struct Hub {
-    bridge: Bridge,
-    scope: Arc<ScopeCache>,
+pub(super) struct Hub {
+    pub(super) bridge: Bridge,
+    pub(super) downstream: Arc<FakeDownstream>,
+    pub(super) scope: Arc<ScopeCache>,
     queue: Queue,
     store: TestStore,
     tasks: TaskTracker,
@@ -21,7 +22,7 @@ struct Hub {
 
 impl Hub {
     /// edge2 below the fake parent, with leaf1 below it.
-    fn start(
+    pub(super) fn start(
         parent: &FakeParent,
         ports: (u16, u16),
         change: impl FnOnce(&mut BridgeConfig),
@@ -54,6 +55,7 @@ impl Hub {
             Arc::clone(&clock),
         );
         let queue = store.queue(0);
+        let downstream = Arc::new(FakeDownstream::default());
         let scope = ScopeCache::new(&id("edge2"));
         scope.apply(ScopeChange::Upsert(vec![leaf("leaf1")]));
         scope.apply(ScopeChange::Upsert(vec![own_device()]));
@@ -64,11 +66,13 @@ impl Hub {
             tokens: Arc::new(tokens.unwrap()),
             tls: Arc::clone(&parent.client_tls),
             clock,
+            downstream: Arc::clone(&downstream) as _,
         };
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let bridge = Bridge::start(config, deps, &tasks, &cancel).unwrap();
         Self {
             bridge,
+            downstream,
             scope,
             queue,
             store,
@@ -77,12 +81,12 @@ impl Hub {
         }
     }
 
-    async fn append(&self, sender: &str, bodies: std::ops::Range<usize>) {
+    pub(super) async fn append(&self, sender: &str, bodies: std::ops::Range<usize>) {
         let messages = bodies.map(|number| (id(sender), number.to_string()));
         self.store.append(&self.queue, messages, None).await;
     }
 
-    async fn stop(self) -> TestStore {
+    pub(super) async fn stop(self) -> TestStore {
         self.cancel.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -94,7 +98,7 @@ fn own_device() -> ServiceIdentity {
     record("edge2", true)
 }
 
-fn leaf(name: &str) -> ServiceIdentity {
+pub(super) fn leaf(name: &str) -> ServiceIdentity {
     record(name, false)
 }
 
@@ -314,6 +318,7 @@ async fn the_scope_is_fetched_over_a_kept_connection_and_survives_a_restart_offl
         tokens: Arc::new(tokens.unwrap()),
         tls: Arc::clone(&parent.client_tls),
         clock,
+        downstream: Arc::new(FakeDownstream::default()),
     };
     let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
     let config = BridgeConfig::new("127.0.0.1", id("edge2"));

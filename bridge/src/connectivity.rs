@@ -5,21 +5,12 @@
 
 use std::sync::Arc;
 
-use edgehub_proto::identity::Identity;
+use edgehub_proto::{hub::Connectivity, identity::Identity};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::lanes::Link;
-
-/// The state of the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Connectivity {
-    /// The upstream answered last.
-    Connected,
-    /// It did not, or was not tried yet.
-    Disconnected,
-}
 
 /// Holds the state and tells watchers.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! The public counters of messages on their way upstream (operations.md A2.3).
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use edgehub_proto::{
     identity::Identity,
@@ -100,6 +101,55 @@ pub(crate) fn output_of(message: &Message) -> &str {
         .system
         .get(SystemProperty::OutputName)
         .unwrap_or_default()
+}
+
+/// What was asked about a twin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TwinOperation {
+    Get,
+    Report,
+}
+
+/// Counts a twin request that the upstream answered.
+pub(crate) fn twin_operation(id: &Identity, operation: TwinOperation, took: Duration) {
+    let (total, seconds, site) = match operation {
+        TwinOperation::Get => (
+            "edgehub_gettwin_total",
+            "edgehub_gettwin_duration_seconds",
+            "source",
+        ),
+        TwinOperation::Report => (
+            "edgehub_reported_properties_total",
+            "edgehub_reported_properties_update_duration_seconds",
+            "target",
+        ),
+    };
+    let id = id.as_str();
+    metrics::counter!(
+        total, site => "upstream", "id" => id.to_owned(), "ms_telemetry" => "True"
+    )
+    .increment(1);
+    metrics::histogram!(seconds, site => "upstream", "id" => id.to_owned()).record(took);
+}
+
+/// Counts publishes from upstream that were not taken, by the reason.
+pub(crate) fn ignored_publish(reason: &'static str) {
+    metrics::counter!("edgehub_upstream_publishes_ignored_total", "reason" => reason).increment(1);
+}
+
+/// Counts subscriptions that the upstream refused.
+pub(crate) fn refused_subscription(filter: &'static str) {
+    metrics::counter!("edgehub_upstream_subscriptions_refused_total", "filter" => filter)
+        .increment(1);
+}
+
+/// Counts a direct method from upstream that was answered, with the time that it took.
+pub(crate) fn method_answered(to: &Identity, took: Duration) {
+    let to = to.as_str().to_owned();
+    metrics::histogram!(
+        "edgehub_direct_method_duration_seconds", "from" => "upstream", "to" => to
+    )
+    .record(took);
 }
 
 /// Counts a message that was given up.

@@ -2,8 +2,10 @@
 //! so that tests do not take each other's ports. Just enough to be connected to.
 
 use std::{
+    collections::{HashMap, HashSet},
     convert::Infallible,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     sync::Arc,
     sync::atomic::{AtomicU8, Ordering},
 };
@@ -15,11 +17,15 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::TokioIo;
 use ntex_bytes::{BytePages, BytesMut as CodecBuffer};
 use ntex_codec::{Decoder, Encoder};
-use ntex_mqtt::v3::codec::{Codec, ConnectAck, ConnectAckReason, Decoded, Encoded, Packet};
+use ntex_mqtt::v3::codec::{
+    Codec, ConnectAck, ConnectAckReason, Decoded, Encoded, Packet, Publish as PublishPacket, QoS,
+    SubscribeReturnCode,
+};
 use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio_rustls::{TlsAcceptor, rustls::ClientConfig, rustls::ServerConfig, server::TlsStream};
 
 /// A publish as it came: client, topic, body.
@@ -47,7 +53,26 @@ pub(crate) struct Seen {
     pub(crate) is_black_hole: bool,
     /// CONNACK code for these clients.
     pub(crate) refused: Vec<(String, u8)>,
+    /// Client and filters of each SUBSCRIBE.
+    pub(crate) subscribes: Vec<(String, Vec<String>)>,
+    /// What clients are subscribed to. Lives longer than their connections, as sessions do.
+    pub(crate) subscriptions: HashSet<(String, String)>,
+    /// Cloud-to-device messages that were not acknowledged.
+    pub(crate) messages: Vec<DeviceBound>,
+    /// Ways to living connections.
+    live: HashMap<String, mpsc::Sender<Vec<u8>>>,
 }
+
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceBound {
+    pub(crate) client: String,
+    pub(crate) packet_id: u16,
+    pub(crate) payload: String,
+    was_sent: bool,
+}
+
+/// The twin of everybody.
+pub(crate) const TWIN: &str = r#"{"desired":{"$version":1},"reported":{"$version":1}}"#;
 
 /// An address, certificates for it, and what was seen. Lives longer than its listeners.
 #[derive(Clone)]
@@ -162,9 +187,17 @@ impl FakeParent {
         let mut buffer = CodecBuffer::new();
         let mut client = String::new();
         let mut topic = None;
+        let (sender, mut outbound) = mpsc::channel::<Vec<u8>>(256);
         loop {
             let mut chunk = [0; 4096];
-            let length = stream.read(&mut chunk).await?;
+            let length = tokio::select! {
+                length = stream.read(&mut chunk) => length?,
+                Some(bytes) = outbound.recv() => {
+                    stream.write_all(&bytes).await?;
+                    stream.flush().await?;
+                    continue;
+                }
+            };
             if length == 0 {
                 return Ok(());
             }
@@ -184,14 +217,63 @@ impl FakeParent {
                             }
                             .into_packet(),
                         );
+                        let mut seen = self.seen.lock();
+                        seen.live.insert(client.clone(), sender.clone());
+                        for message in &mut seen.messages {
+                            if message.client == client {
+                                // Delivered again with the subscription that the session kept.
+                                let _ = sender.try_send(message.packet());
+                            }
+                        }
                     }
                     Decoded::Packet(Packet::PingRequest, _) => replies.push(Packet::PingResponse),
                     Decoded::Packet(Packet::Disconnect, _) => return Ok(()),
+                    Decoded::Packet(Packet::PublishAck { packet_id }, _) => {
+                        let is_it = |message: &DeviceBound| {
+                            message.client == client && message.packet_id == packet_id.get()
+                        };
+                        self.seen.lock().messages.retain(|message| !is_it(message));
+                    }
+                    Decoded::Packet(
+                        Packet::Subscribe {
+                            packet_id,
+                            topic_filters,
+                        },
+                        _,
+                    ) => {
+                        let filters = topic_filters.iter().map(|(filter, _)| filter.to_string());
+                        let filters: Vec<String> = filters.collect();
+                        let mut seen = self.seen.lock();
+                        let held = filters
+                            .iter()
+                            .cloned()
+                            .map(|filter| (client.clone(), filter));
+                        seen.subscriptions.extend(held);
+                        seen.subscribes.push((client.clone(), filters));
+                        let codes = topic_filters.into_iter().map(|(_, qos)| qos);
+                        replies.push(Packet::SubscribeAck {
+                            packet_id,
+                            status: codes.map(SubscribeReturnCode::Success).collect(),
+                        });
+                    }
+                    Decoded::Packet(
+                        Packet::Unsubscribe {
+                            packet_id,
+                            topic_filters,
+                        },
+                        _,
+                    ) => {
+                        for filter in topic_filters {
+                            let held = (client.clone(), filter.to_string());
+                            self.seen.lock().subscriptions.remove(&held);
+                        }
+                        replies.push(Packet::UnsubscribeAck { packet_id });
+                    }
                     Decoded::Packet(other, _) => panic!("{other:?}"),
                     Decoded::Publish(publish, body, _) => {
-                        replies.push(Packet::PublishAck {
-                            packet_id: publish.packet_id.unwrap(),
-                        });
+                        if let Some(packet_id) = publish.packet_id {
+                            replies.push(Packet::PublishAck { packet_id });
+                        }
                         topic = Some((publish.topic.to_string(), body.to_vec()));
                         if body.len() == publish.payload_size as usize {
                             bodies.extend(topic.take());
@@ -205,13 +287,41 @@ impl FakeParent {
                     }
                 }
             }
+            stream.write_all(&encode(replies)).await?;
+            for (topic, _) in &bodies {
+                if let Some(answer) = twin_answer(topic) {
+                    stream.write_all(&answer).await?;
+                }
+            }
             let publishes = bodies
                 .into_iter()
                 .map(|(topic, body)| (client.clone(), topic, String::from_utf8(body).unwrap()));
             self.seen.lock().publishes.extend(publishes);
-            stream.write_all(&encode(replies)).await?;
             stream.flush().await?;
         }
+    }
+
+    /// Publishes to a connected client at QoS 0.
+    pub(crate) fn publish(&self, client: &str, topic: &str, payload: &str) {
+        let seen = self.seen.lock();
+        let packet = publish_packet(None, topic, payload, false);
+        seen.live[client].try_send(packet).unwrap();
+    }
+
+    /// Keeps a cloud-to-device message for a client until it is acknowledged; sends it now if it is
+    /// connected, and each time it connects.
+    pub(crate) fn send_to_device(&self, client: &str, packet_id: u16, payload: &str) {
+        let mut message = DeviceBound {
+            client: client.to_owned(),
+            packet_id,
+            payload: payload.to_owned(),
+            was_sent: false,
+        };
+        let mut seen = self.seen.lock();
+        if let Some(live) = seen.live.get(client) {
+            live.try_send(message.packet()).unwrap();
+        }
+        seen.messages.push(message);
     }
 
     fn connected(&self, connect: &ntex_mqtt::v3::codec::Connect, peer: IpAddr) -> u8 {
@@ -236,6 +346,42 @@ impl FakeParent {
         });
         code
     }
+}
+
+impl DeviceBound {
+    fn packet(&mut self) -> Vec<u8> {
+        let topic = format!("devices/{}/messages/devicebound/%24.mid=m", self.client);
+        let dup = std::mem::replace(&mut self.was_sent, true);
+        publish_packet(Some(self.packet_id), &topic, &self.payload, dup)
+    }
+}
+
+/// The answer to a twin request.
+fn twin_answer(topic: &str) -> Option<Vec<u8>> {
+    if let Some(id) = topic.strip_prefix("$iothub/twin/GET/?$rid=") {
+        let topic = format!("$iothub/twin/res/200/?$rid={id}");
+        return Some(publish_packet(None, &topic, TWIN, false));
+    }
+    let id = topic.strip_prefix("$iothub/twin/PATCH/properties/reported/?$rid=")?;
+    let topic = format!("$iothub/twin/res/204/?$rid={id}&$version=2");
+    Some(publish_packet(None, &topic, "", false))
+}
+
+fn publish_packet(packet_id: Option<u16>, topic: &str, payload: &str, dup: bool) -> Vec<u8> {
+    let publish = PublishPacket {
+        dup,
+        retain: false,
+        qos: packet_id.map_or(QoS::AtMostOnce, |_| QoS::AtLeastOnce),
+        topic: topic.into(),
+        packet_id: packet_id.and_then(NonZeroU16::new),
+        payload_size: u32::try_from(payload.len()).unwrap(),
+    };
+    let mut pages = BytePages::default();
+    let payload = ntex_bytes::Bytes::copy_from_slice(payload.as_bytes());
+    Codec::new()
+        .encodev(Encoded::Publish(publish, Some(payload)), &mut pages)
+        .unwrap();
+    pages.freeze().to_vec()
 }
 
 fn encode(packets: Vec<Packet>) -> Vec<u8> {

@@ -2,7 +2,9 @@
 //!
 //! Start with [`Bridge::start`]. Inside, [`lanes`] decides (pure), [`transport`] is the seam to the
 //! upstream protocols of which [`mqtt`] is one, the pump carries out, and [`scope`] keeps our copy
-//! of the hierarchy. Nothing here serves children: broker and bridge do not see each other.
+//! of the hierarchy. Nothing here serves children: broker and bridge do not see each other. What
+//! they say to each other is [`edgehub_proto::hub`]: the broker asks through [`Bridge::upstream`],
+//! and what arrives goes to the `Downstream` that the bridge was started with.
 //!
 //! # Promises
 //!
@@ -10,6 +12,9 @@
 //!   over, or a named rule with positive evidence gave it up; each is counted.
 //! - Order is kept per sender and priority, also when messages are sent again.
 //! - One sender's trouble delays no other. Memory is bounded whatever the backlog ([`limits`]).
+//! - An identity with needs is connected and subscribed again by itself after every fault, and is
+//!   announced each time, so that what was missed can be fetched.
+//! - A cloud-to-device message is acknowledged upstream only when it is settled below.
 //! - Nothing here ends the process: every failure of the upstream is waited out.
 
 #![deny(missing_docs)]
@@ -25,12 +30,13 @@ mod judge;
 pub mod lanes;
 pub mod limits;
 pub mod mqtt;
+pub mod proxy;
 mod pump;
 pub mod scope;
 #[cfg(test)]
 mod test_support;
 pub mod transport;
+mod upstream;
 
 pub use bridge::{Bridge, BridgeConfig, BridgeDeps, BridgeError};
-pub use connectivity::Connectivity;
-pub use dial::{DialError, Dialer};
+pub use dial::{ByteIo, Carrier, DialError, Dialer};

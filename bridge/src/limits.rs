@@ -95,3 +95,34 @@ pub const SESSION_EVENTS_MAX: usize = 1024;
 
 /// Reads that memory answers at once within one turn of the pump.
 pub const READS_PER_TURN: usize = 16;
+
+/// While the link is down, attempts to connect per second in the long run. They find its return at
+/// once and leave the rate of connects to the lanes that follow.
+pub const PROBES_PER_SECOND: f64 = 10.0;
+
+/// While the link is down, attempts to connect at once.
+pub const PROBES_BURST: u32 = 8;
+
+/// Twin requests of one identity that wait to be sent or answered.
+pub const LANE_REQUESTS_MAX: usize = 16;
+
+/// Twin requests of all identities that wait to be sent or answered, and those on their way to the
+/// pump.
+pub const REQUESTS_MAX: usize = 2048;
+
+/// Direct methods of one session that wait for their answer. Further ones are answered with 429.
+pub const METHOD_CALLS_MAX: usize = 64;
+
+/// Cloud-to-device messages of one session that were handed down and not settled.
+pub const CLOUD_TO_DEVICE_FORWARDED_MAX: usize = 16;
+
+/// Publishes of one session that were not acknowledged, beyond those that were handed down. With
+/// more the session ends, and the upstream keeps them.
+pub const ARRIVALS_HELD_MAX: usize = 64;
+
+/// Bytes of the messages among these.
+pub const ARRIVALS_HELD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of answers and acknowledgements that the upstream has not read: the largest answers to all
+/// [`METHOD_CALLS_MAX`] calls. With more the session ends.
+pub const ANSWERS_BYTES_MAX: usize = 9 * 1024 * 1024;

@@ -1,5 +1,5 @@
-//! Carries out what the lanes decide: reads and settles queues, opens sessions, hands messages
-//! over, asks about identities.
+//! Carries out what the lanes decide: reads and settles queues, opens sessions, hands messages and
+//! requests over, asks about identities.
 //!
 //! One task for the whole endpoint. Each turn takes everything that has happened, lets the
 //! [`Scheduler`] decide once, and starts what it wants; nothing here waits for a store or a socket.
@@ -9,38 +9,35 @@
 //! At most one read and one settle per queue are under way; a settle ends with its commit, so that a
 //! read never brings a message that is being settled.
 
-use std::{
-    collections::HashMap,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-    time::Duration,
-};
+mod asked;
+mod jobs;
+mod reports;
 
-use edgehub_auth::authenticator::RefreshOutcome;
-use edgehub_proto::{clock::Clock, identity::Identity};
-use edgehub_storage::{Queue, ReadBatch, ReadLimit, SenderFilter, Settled, StoreError};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use edgehub_proto::{clock::Clock, hub::Needs, identity::Identity};
+use edgehub_storage::Queue;
 use tokio::sync::{Notify, mpsc, mpsc::error::TrySendError, watch};
-use tokio::task::{self, JoinError, JoinSet};
+use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
+
+use self::{
+    asked::Pending,
+    jobs::{Done, Job},
+};
 
 use crate::{
     bucket::TokenBucket,
     connectivity::ConnectivityMonitor,
     counters,
     judge::Judge,
-    lanes::{
-        Action, CloseCause, LaneConfig, LaneCounts, Now, QueueStart, ReadFilter, Report, Scheduler,
-        SessionId, Verdict,
-    },
+    lanes::{Action, LaneConfig, LaneCounts, Now, QueueStart, RequestId, Scheduler, SessionId},
     limits,
     transport::{Command, OpenRequest, SessionEvent, Transport},
+    upstream::Asked,
 };
-
-/// How often sessions are looked after and gauges are set.
-const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
 
 /// How long open sessions may take to finish at a shutdown, and how long all of it may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,23 +53,9 @@ pub(crate) struct PumpParts {
     pub(crate) monitor: ConnectivityMonitor,
     pub(crate) judge: Judge,
     pub(crate) counts: watch::Sender<LaneCounts>,
+    /// Where the broker asks.
+    pub(crate) asked: Asked,
 }
-
-/// What a job brought.
-enum Done {
-    Checked(Identity, RefreshOutcome),
-    Read(Result<ReadBatch, StoreError>),
-    Settled(Result<u64, StoreError>),
-}
-
-/// What a job is for, kept here in case it dies.
-enum Job {
-    Check,
-    Read(usize),
-    Settle(usize, Vec<Settled>),
-}
-
-type ReadFuture = Pin<Box<dyn Future<Output = Result<ReadBatch, StoreError>> + Send>>;
 
 pub(crate) struct Pump {
     parts: PumpParts,
@@ -82,6 +65,8 @@ pub(crate) struct Pump {
     events_sender: mpsc::Sender<SessionEvent>,
     jobs: JoinSet<Done>,
     job_purposes: HashMap<task::Id, Job>,
+    pending: HashMap<RequestId, Pending>,
+    next_request: u64,
     /// Notified when a queue has grown.
     grown: Arc<Notify>,
     look_after_at: Instant,
@@ -91,6 +76,7 @@ pub(crate) struct Pump {
 
 struct Session {
     commands: mpsc::Sender<Command>,
+    needs: watch::Sender<Needs>,
     /// The task did not listen any more when sessions were last looked after.
     is_suspect: bool,
 }
@@ -131,6 +117,8 @@ impl Pump {
             events_sender,
             jobs: JoinSet::new(),
             job_purposes: HashMap::new(),
+            pending: HashMap::new(),
+            next_request: 0,
             grown,
             look_after_at: Instant::now(),
             failure_log: TokenBucket::new(1.0, 10, now.instant),
@@ -140,7 +128,8 @@ impl Pump {
     /// Runs until cancelled and then until what is in flight is settled, for a few seconds at most.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut scope = self.parts.judge.scope.subscribe();
-        let mut events = Vec::new();
+        let (mut events, mut requests) = (Vec::new(), Vec::new());
+        let wishes = Arc::clone(&self.parts.asked.wishes);
         let mut stop_at = None;
         loop {
             let wakeup = self.turn();
@@ -158,6 +147,15 @@ impl Pump {
                     }
                 }
                 Some(done) = self.jobs.join_next_with_id() => self.take_job(done),
+                // Zero when nobody can ask any more.
+                1.. = self.parts.asked.requests.recv_many(&mut requests, limits::REQUESTS_MAX) => {
+                    // What an identity needs was stated before what it asks now.
+                    self.take_wishes();
+                    for asking in requests.drain(..) {
+                        self.take_request(asking);
+                    }
+                }
+                () = wishes.changed() => self.take_wishes(),
                 () = self.grown.notified() => {}
                 Ok(()) = scope.changed() => self.judge_again(),
                 () = sleep_until(wakeup) => {}
@@ -219,7 +217,17 @@ impl Pump {
                     counters::count_dropped(&discarded.entry, discarded.reason);
                 }
             }
-            Action::Open { session, identity } => self.open(session, identity),
+            Action::Fail { request, fault } => self.fail(request, fault),
+            Action::Needs { session, needs } => {
+                if let Some(open) = self.sessions.get(&session) {
+                    open.needs.send_replace(needs);
+                }
+            }
+            Action::Open {
+                session,
+                identity,
+                needs,
+            } => self.open(session, identity, needs),
             Action::Read {
                 queue,
                 from,
@@ -227,19 +235,23 @@ impl Pump {
             } => return self.read(queue, from, filter),
             Action::Refresh { identity } => self.check(identity),
             Action::Report(report) => self.report(report),
+            Action::Request { session, requests } => self.make_requests(session, requests),
             Action::Send { session, batch } => self.tell(session, Command::Send(batch)),
             Action::Settle { queue, settled } => self.settle(queue, settled),
         }
         false
     }
 
-    fn open(&mut self, session: SessionId, identity: Identity) {
-        // One batch per message in the window, and the request to close.
-        let (commands, receiver) = mpsc::channel(self.parts.config.window + 1);
+    fn open(&mut self, session: SessionId, identity: Identity, needs: Needs) {
+        // One batch per message in the window, one per request, and the wish to close.
+        let room = self.parts.config.window + self.parts.config.lane_requests_max + 1;
+        let (commands, receiver) = mpsc::channel(room);
+        let (needs, needs_receiver) = watch::channel(needs);
         self.sessions.insert(
             session,
             Session {
                 commands,
+                needs,
                 is_suspect: false,
             },
         );
@@ -247,6 +259,7 @@ impl Pump {
         let request = OpenRequest {
             session,
             identity,
+            needs: needs_receiver,
             commands: receiver,
             events,
         };
@@ -270,102 +283,10 @@ impl Pump {
         }
     }
 
-    fn read(&mut self, index: usize, from: u64, filter: ReadFilter) -> bool {
-        let Some(queue) = self.parts.queues.get(index).cloned() else {
-            return false;
-        };
-        let config = &self.parts.config;
-        let limit = ReadLimit {
-            entries: config.read_entries,
-            bytes: config.read_bytes,
-            scan: config.read_scan,
-        };
-        let filter: Option<SenderFilter> = (!filter.is_open())
-            .then(|| Arc::new(move |offset, sender: &str| filter.admits(offset, sender)) as _);
-        let mut read: ReadFuture = Box::pin(async move { queue.read(from, limit, filter).await });
-        // What is in memory comes without waiting; a task is only made for the disk.
-        match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(result) => {
-                self.take_read(index, result);
-                true
-            }
-            Poll::Pending => {
-                self.start(Job::Read(index), async move { Done::Read(read.await) });
-                false
-            }
-        }
-    }
-
-    fn settle(&mut self, index: usize, settled: Vec<Settled>) {
-        let Some(queue) = self.parts.queues.get(index).cloned() else {
-            return;
-        };
-        let list = settled.clone();
-        let job = async move { Done::Settled(queue.settle_committed(list).await) };
-        self.start(Job::Settle(index, settled), job);
-    }
-
-    fn check(&mut self, identity: Identity) {
-        let refresh = Arc::clone(&self.parts.judge.refresh);
-        let own_device = self.parts.judge.own_device.clone();
-        let job = async move {
-            let outcome = refresh.refresh(&identity, own_device.device_id()).await;
-            Done::Checked(identity, outcome)
-        };
-        self.start(Job::Check, job);
-    }
-
-    fn start(&mut self, purpose: Job, job: impl Future<Output = Done> + Send + 'static) {
-        let id = self.jobs.spawn(job).id();
-        self.job_purposes.insert(id, purpose);
-    }
-
-    fn take_job(&mut self, done: Result<(task::Id, Done), JoinError>) {
-        let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-        let purpose = self.job_purposes.remove(&id);
-        let now = self.now();
-        match (purpose, done) {
-            (Some(Job::Check), Ok((_, Done::Checked(identity, outcome)))) => {
-                self.judge(&identity, Some(outcome));
-            }
-            (Some(Job::Read(queue)), Ok((_, Done::Read(result)))) => self.take_read(queue, result),
-            (Some(Job::Settle(queue, settled)), Ok((_, Done::Settled(Ok(_))))) => {
-                self.scheduler.settled(queue, &settled);
-            }
-            (Some(Job::Settle(queue, settled)), Ok((_, Done::Settled(Err(error))))) => {
-                warn!(%error, "messages cannot be settled now");
-                self.scheduler.settle_failed(queue, settled, now);
-            }
-            // A panic in the store or the scope client: what it was for is tried again.
-            (purpose, done) => {
-                error!(error = ?done.err(), "a job of the upstream pump died");
-                match purpose {
-                    Some(Job::Read(queue)) => self.scheduler.read_failed(queue, now),
-                    Some(Job::Settle(queue, settled)) => {
-                        self.scheduler.settle_failed(queue, settled, now);
-                    }
-                    Some(Job::Check) | None => {}
-                }
-            }
-        }
-    }
-
-    fn take_read(&mut self, queue: usize, result: Result<ReadBatch, StoreError>) {
-        let now = self.now();
-        match result {
-            Ok(batch) => self
-                .scheduler
-                .read_done(queue, batch.entries, batch.next, now),
-            Err(error) => {
-                warn!(%error, "the upstream queue cannot be read now");
-                self.scheduler.read_failed(queue, now);
-            }
-        }
-    }
-
     fn take_event(&mut self, event: SessionEvent) {
         let now = self.now();
         match event {
+            SessionEvent::Answered { request, answer } => self.take_answer(request, answer),
             SessionEvent::Closed { session, cause } => {
                 self.sessions.remove(&session);
                 self.scheduler.closed(session, &cause, now);
@@ -376,6 +297,9 @@ impl Pump {
             } => {
                 self.scheduler.disposed(session, &dispositions);
             }
+            SessionEvent::Engaged { session, engaged } => {
+                self.scheduler.engaged(session, engaged);
+            }
             SessionEvent::Opened {
                 session,
                 expires_at_ms,
@@ -383,86 +307,6 @@ impl Pump {
                 self.scheduler.opened(session, expires_at_ms, now);
             }
         }
-    }
-
-    /// The scope has changed: perhaps doubtful identities are back, or proven to be gone.
-    fn judge_again(&mut self) {
-        for identity in self.scheduler.doubtful() {
-            self.judge(&identity, None);
-        }
-    }
-
-    fn judge(&mut self, identity: &Identity, outcome: Option<RefreshOutcome>) {
-        let verdict = self.parts.judge.verdict(identity, outcome);
-        if verdict == Verdict::Gone {
-            warn!(%identity, "removed or disabled upstream: its queued messages are dropped");
-        } else {
-            debug!(%identity, ?outcome, ?verdict, "identity checked");
-        }
-        self.scheduler.identity_checked(identity, verdict);
-    }
-
-    fn report(&mut self, report: Report) {
-        match report {
-            Report::Failed {
-                identity,
-                cause,
-                failures,
-                retry_in,
-            } => {
-                let now = Instant::now().into_std();
-                if self.failure_log.take(now) {
-                    warn!(%identity, %cause, failures, ?retry_in, "upstream lane failed");
-                } else {
-                    debug!(%identity, %cause, failures, ?retry_in, "upstream lane failed");
-                }
-            }
-            Report::SuspectMessage {
-                identity,
-                priority,
-                offset,
-                times,
-            } => {
-                warn!(
-                    %identity, priority, offset, times,
-                    "the same message ends the connection again and again; it is kept and retried"
-                );
-                let from = identity.as_str().to_owned();
-                metrics::counter!("edgehub_upstream_suspect_messages_total", "from" => from)
-                    .increment(1);
-            }
-        }
-    }
-
-    /// Finds sessions whose task died without a word, and sets the gauges.
-    fn look_after_sessions(&mut self, counts: LaneCounts) {
-        if Instant::now() < self.look_after_at {
-            return;
-        }
-        self.look_after_at = Instant::now() + LOOK_AFTER_EVERY;
-        let mut dead = Vec::new();
-        for (id, session) in &mut self.sessions {
-            // Closed once may mean that the close event is on the way.
-            if session.commands.is_closed() && std::mem::replace(&mut session.is_suspect, true) {
-                dead.push(*id);
-            }
-        }
-        let now = self.now();
-        for session in dead {
-            error!(%session, "an upstream session's task died");
-            self.sessions.remove(&session);
-            self.scheduler
-                .closed(session, &CloseCause::Local("task died".into()), now);
-        }
-        if counts.lanes >= self.parts.config.lanes_max {
-            warn!(
-                lanes = counts.lanes,
-                "too many senders wait: no further ones are looked at"
-            );
-        }
-        metrics::gauge!("edgehub_upstream_lanes").set(counts.lanes as f64);
-        metrics::gauge!("edgehub_upstream_connections").set(counts.sessions as f64);
-        metrics::gauge!("edgehub_upstream_buffered_bytes").set(counts.bytes as f64);
     }
 
     fn now(&self) -> Now {
@@ -497,6 +341,12 @@ async fn watch_queue(
     }
 }
 
+#[cfg(test)]
+#[path = "pump_asked_tests.rs"]
+mod asked_tests;
+#[cfg(test)]
+#[path = "pump_world.rs"]
+mod test_world;
 #[cfg(test)]
 #[path = "pump_tests.rs"]
 mod tests;

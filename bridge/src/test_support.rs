@@ -1,13 +1,22 @@
-//! A store in a folder of its own, and a runtime whose clock moves only by hand.
+//! A store in a folder of its own, a runtime whose clock moves only by hand, and a broker that writes
+//! down what it hears.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use edgehub_proto::{clock::ManualClock, identity::Identity, message::Message, stored};
+use edgehub_proto::{
+    clock::ManualClock,
+    hub::{CloudToDevice, Downstream, MethodCall},
+    identity::Identity,
+    message::Message,
+    stored,
+};
 use edgehub_storage::{
     Append, AppendBatch, CommitProgress, CommitTicket, ConnectionStringWrap, Queue, QueueId, Store,
     StoreConfig, Target,
 };
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 pub(crate) const UNIX_MS: u64 = 1_800_000_000_000;
 
@@ -113,5 +122,90 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 pub(crate) async fn settle_down() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
+    }
+}
+
+/// Something that came from upstream.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    CloudToDevice(CloudToDevice),
+    Desired(Bytes),
+    Established,
+    Method(MethodCall),
+}
+
+/// A broker that writes down what it hears, for whom, in order.
+#[derive(Debug, Default)]
+pub(crate) struct FakeDownstream {
+    heard: Mutex<VecDeque<(Identity, Heard)>>,
+    notify: Notify,
+}
+
+impl FakeDownstream {
+    fn push(&self, identity: &Identity, heard: Heard) {
+        self.heard.lock().push_back((identity.clone(), heard));
+        self.notify.notify_one();
+    }
+
+    /// Takes what was heard so far.
+    pub(crate) fn take(&self) -> VecDeque<(Identity, Heard)> {
+        std::mem::take(&mut *self.heard.lock())
+    }
+
+    /// The next thing that is heard.
+    pub(crate) async fn next(&self) -> (Identity, Heard) {
+        loop {
+            let notified = self.notify.notified();
+            if let Some(next) = self.heard.lock().pop_front() {
+                return next;
+            }
+            notified.await;
+        }
+    }
+
+    pub(crate) async fn established(&self) -> Identity {
+        match self.next().await {
+            (identity, Heard::Established) => identity,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn method(&self) -> MethodCall {
+        match self.next().await {
+            (_, Heard::Method(call)) => call,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn desired(&self) -> Bytes {
+        match self.next().await {
+            (_, Heard::Desired(patch)) => patch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn message(&self) -> CloudToDevice {
+        match self.next().await {
+            (_, Heard::CloudToDevice(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Downstream for FakeDownstream {
+    fn desired(&self, identity: &Identity, patch: Bytes) {
+        self.push(identity, Heard::Desired(patch));
+    }
+
+    fn method(&self, identity: &Identity, call: MethodCall) {
+        self.push(identity, Heard::Method(call));
+    }
+
+    fn cloud_to_device(&self, identity: &Identity, message: CloudToDevice) {
+        self.push(identity, Heard::CloudToDevice(message));
+    }
+
+    fn established(&self, identity: &Identity) {
+        self.push(identity, Heard::Established);
     }
 }

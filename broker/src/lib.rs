@@ -15,15 +15,21 @@
 #[cfg(all(feature = "faults", not(debug_assertions)))]
 compile_error!("the feature `faults` is for tests: a release build must not have it");
 
+pub mod c2d;
 pub mod config;
+pub mod delivery;
+pub mod edge_hub;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod http;
 pub mod hub;
+pub mod methods;
 pub mod mqtt;
 pub mod readiness;
 pub mod routing;
+pub mod session;
 pub mod telemetry;
+pub mod twin;
 
 #[cfg(test)]
 mod test_support;

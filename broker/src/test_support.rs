@@ -149,6 +149,26 @@ pub(crate) fn claim(identity: &str) -> Claim {
     }
 }
 
+/// Tokio's clock, which a test can pause: it begins at [`NOW_S`] and moves while all tasks wait.
+#[derive(Debug)]
+pub(crate) struct PausedClock(tokio::time::Instant);
+
+impl PausedClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(tokio::time::Instant::now()))
+    }
+}
+
+impl Clock for PausedClock {
+    fn unix_ms(&self) -> u64 {
+        NOW_S * 1000 + u64::try_from(self.0.elapsed().as_millis()).unwrap()
+    }
+
+    fn instant(&self) -> std::time::Instant {
+        tokio::time::Instant::now().into_std()
+    }
+}
+
 /// A hub with a store of its own and the sample scope.
 pub(crate) struct TestHub {
     pub(crate) hub: Arc<Hub>,

@@ -11,8 +11,10 @@ use std::collections::HashSet;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use crate::identity::Identity;
 use crate::limits::PROPERTIES_MAX;
 use crate::message::{Message, Property, SECURITY_INTERFACE, SystemProperty};
+use crate::timestamp::Timestamp;
 
 /// All but the unreserved characters of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -129,34 +131,71 @@ pub fn encode_upstream(message: &Message) -> String {
     bag
 }
 
-/// The bag of a delivery to a client: application properties, then the system properties that
-/// clients see (spec/mqtt.md 4.2).
+/// The bag of a message for a module's input: application properties, then the system properties
+/// that clients see (spec/mqtt.md 4.2), then the stamps. It is never empty.
 ///
-/// `$.cdid` and `$.cmid` name the sender, of a reported-property change the one that reported
+/// `$.cdid` and `$.cmid` name `sender`, for a reported-property change the one that reported
 /// (4.1). Application properties of these two names are left out, so that no sender can write
 /// another's stamp, not even where it has none itself (design.md D4).
 #[must_use]
-pub fn encode_delivery(message: &Message) -> String {
+pub fn encode_input(message: &Message, sender: &Identity) -> String {
     use SystemProperty::{
         ConnectionDeviceId, ConnectionModuleId, ReportedSenderDeviceId, ReportedSenderModuleId,
     };
+    let (device, module) = match message.system.get(ReportedSenderDeviceId) {
+        Some(device) => (device, message.system.get(ReportedSenderModuleId)),
+        None => (sender.device_id(), sender.module_id()),
+    };
+    let mut bag = encode_visible(message);
+    for (stamp, value) in [
+        (ConnectionDeviceId, Some(device)),
+        (ConnectionModuleId, module),
+    ] {
+        if let Some(key) = stamp.mqtt_key().filter(|_| value.is_some()) {
+            pair(key, value, &mut bag);
+        }
+    }
+    bag
+}
+
+/// The bag of a cloud-to-device message for `target`: as [`encode_input`], without stamps. Where
+/// there is nothing to say it says `$.to`: without a bag C# and Node clients take the topic for
+/// another one (spec/mqtt.md 12.5).
+#[must_use]
+pub fn encode_cloud_to_device(message: &Message, target: &Identity) -> String {
+    let mut bag = encode_visible(message);
+    if let Some(key) = SystemProperty::To.mqtt_key().filter(|_| bag.is_empty()) {
+        let to = format!("/devices/{}/messages/deviceBound", target.device_id());
+        pair(key, Some(&to), &mut bag);
+    }
+    bag
+}
+
+/// What of a message every receiver sees. Times are written as C# clients read them; a time that
+/// is none would make them drop the connection and is left out (spec/mqtt.md 4.4). So is a
+/// property without a name, which no bag can carry.
+fn encode_visible(message: &Message) -> String {
+    use SystemProperty::{ConnectionDeviceId, ConnectionModuleId, CreationTime, ExpiryTime};
     let stamps = [ConnectionDeviceId, ConnectionModuleId].map(SystemProperty::mqtt_key);
     let mut bag = String::new();
     for property in &message.properties {
-        if !stamps.contains(&Some(property.key.as_str())) {
-            pair(&property.key, property.value.as_deref(), &mut bag);
+        let key = property.key.as_str();
+        if !key.is_empty() && !stamps.contains(&Some(key)) {
+            pair(key, property.value.as_deref(), &mut bag);
         }
     }
-    let reported = message.system.get(ReportedSenderDeviceId).is_some();
     for (property, value) in message.system.iter() {
-        let written_as = match property {
-            ConnectionDeviceId | ConnectionModuleId if reported => continue,
-            ReportedSenderDeviceId => ConnectionDeviceId,
-            ReportedSenderModuleId if reported => ConnectionModuleId,
-            other => other,
+        let Some(key) = property.mqtt_key().filter(|_| property.mqtt_out()) else {
+            continue;
         };
-        if let Some(key) = written_as.mqtt_key().filter(|_| written_as.mqtt_out()) {
-            pair(key, Some(value), &mut bag);
+        match property {
+            ConnectionDeviceId | ConnectionModuleId => {}
+            CreationTime | ExpiryTime => {
+                if let Some(time) = Timestamp::parse(value) {
+                    pair(key, Some(&time.to_string()), &mut bag);
+                }
+            }
+            _ => pair(key, Some(value), &mut bag),
         }
     }
     bag
@@ -313,52 +352,84 @@ mod tests {
         assert!(encode_upstream(&message).starts_with("%24.ifid=urn%3A"));
     }
 
+    fn id(text: &str) -> Identity {
+        Identity::parse(text).unwrap()
+    }
+
     #[test]
     fn a_delivery_writes_an_equals_sign_for_every_key() {
-        assert_eq!(encode_delivery(&read("a&b=").unwrap()), "a=&b=");
+        let message = read("a&b=").unwrap();
+        assert_eq!(encode_input(&message, &id("d")), "a=&b=&%24.cdid=d");
+        assert_eq!(encode_cloud_to_device(&message, &id("d")), "a=&b=");
+    }
+
+    #[test]
+    fn a_bag_is_never_empty() {
+        let message = Message::default();
+        assert_eq!(encode_input(&message, &id("d/m")), "%24.cdid=d&%24.cmid=m");
+        assert_eq!(
+            encode_cloud_to_device(&message, &id("d")),
+            "%24.to=%2Fdevices%2Fd%2Fmessages%2FdeviceBound"
+        );
+        let with_to = read("$.to=/devices/d/messages/deviceBound&cmd=go&$.mid=42").unwrap();
+        assert_eq!(
+            encode_cloud_to_device(&with_to, &id("d")),
+            "cmd=go&%24.to=%2Fdevices%2Fd%2Fmessages%2FdeviceBound&%24.mid=42"
+        );
+    }
+
+    #[test]
+    fn times_are_written_as_csharp_reads_them_or_not_at_all() {
+        let bag = "$.exp=2030-01-31T12:00:00.123Z&$.ctime=2030-01-31T14:00:00%2B02:00";
+        assert_eq!(
+            encode_cloud_to_device(&read(bag).unwrap(), &id("d")),
+            "%24.exp=2030-01-31T12%3A00%3A00.1230000Z&%24.ctime=2030-01-31T12%3A00%3A00.0000000Z"
+        );
+        let odd = read("$.exp=soon&$.ctime=&$.mid=1").unwrap();
+        assert_eq!(encode_cloud_to_device(&odd, &id("d")), "%24.mid=1");
+    }
+
+    #[test]
+    fn a_property_without_a_name_is_left_out() {
+        let mut message = read("a=1").unwrap();
+        message.properties.push(Property {
+            key: String::new(),
+            value: Some("x".to_owned()),
+        });
+        assert_eq!(encode_cloud_to_device(&message, &id("d")), "a=1");
     }
 
     #[test]
     fn the_example_of_the_specification_is_written() {
         let mut message = read("temp=21&$.ct=application/json&$.ce=utf-8&$.on=out").unwrap();
+        // What the message says of its sender is not what counts.
         message
             .system
-            .set(SystemProperty::ConnectionDeviceId, "edge1");
-        message
-            .system
-            .set(SystemProperty::ConnectionModuleId, "sensor");
+            .set(SystemProperty::ConnectionDeviceId, "other");
         let bag = "temp=21&%24.ct=application%2Fjson&%24.ce=utf-8&%24.cdid=edge1&%24.cmid=sensor";
-        assert_eq!(encode_delivery(&message), bag);
+        assert_eq!(encode_input(&message, &id("edge1/sensor")), bag);
         assert!(!encode_upstream(&message).contains("cdid"));
     }
 
     #[test]
     fn no_client_writes_the_stamp_of_a_sender() {
-        let mut message = read("$.cdid=other&$.cmid=m&a=1").unwrap();
-        assert_eq!(encode_delivery(&message), "a=1");
-        message
-            .system
-            .set(SystemProperty::ConnectionDeviceId, "leaf1");
-        assert_eq!(encode_delivery(&message), "a=1&%24.cdid=leaf1");
+        let message = read("$.cdid=other&$.cmid=m&a=1").unwrap();
+        assert_eq!(encode_cloud_to_device(&message, &id("d")), "a=1");
+        assert_eq!(encode_input(&message, &id("leaf1")), "a=1&%24.cdid=leaf1");
     }
 
     #[test]
     fn a_reported_change_is_stamped_with_who_reported() {
+        let hub = id("edge1/$edgeHub");
         let mut message = Message::default();
         message
             .system
-            .set(SystemProperty::ConnectionDeviceId, "edge1");
-        message
-            .system
-            .set(SystemProperty::ConnectionModuleId, "$edgeHub");
-        message
-            .system
             .set(SystemProperty::ReportedSenderDeviceId, "leaf1");
-        assert_eq!(encode_delivery(&message), "%24.cdid=leaf1");
+        assert_eq!(encode_input(&message, &hub), "%24.cdid=leaf1");
         message
             .system
             .set(SystemProperty::ReportedSenderModuleId, "m");
-        assert_eq!(encode_delivery(&message), "%24.cdid=leaf1&%24.cmid=m");
+        assert_eq!(encode_input(&message, &hub), "%24.cdid=leaf1&%24.cmid=m");
     }
 
     #[test]
@@ -412,19 +483,38 @@ mod tests {
         }
 
         #[test]
-        fn what_is_delivered_is_read_there(mut message in message()) {
-            let again = read(&encode_delivery(&message)).unwrap();
+        fn what_is_delivered_is_read_there(mut message in message(), sender in "[a-z]{1,5}(/[a-z$]{1,5})?") {
+            let sender = id(&sender);
+            let input = read(&encode_input(&message, &sender)).unwrap();
+            let cloud = read(&encode_cloud_to_device(&message, &sender)).unwrap();
             for property in &mut message.properties {
                 property.value.get_or_insert_default();
             }
             let stamps = ["$.cdid", "$.cmid"];
             message.properties.retain(|p| !stamps.contains(&p.key.as_str()));
-            let mut sent = again.properties;
-            sent.retain(|p| !stamps.contains(&p.key.as_str()));
+            prop_assert_eq!(&cloud.properties, &message.properties);
+            let (sent, stamped) = input.properties.split_at(message.properties.len());
             prop_assert_eq!(sent, message.properties);
+            let stamped: Vec<_> = stamped.iter().map(|p| (p.key.as_str(), p.value.as_deref())).collect();
+            let reported = message.system.get(SystemProperty::ReportedSenderDeviceId);
+            let expected = match reported {
+                Some(device) => (device, message.system.get(SystemProperty::ReportedSenderModuleId)),
+                None => (sender.device_id(), sender.module_id()),
+            };
+            let mut expected_stamps = vec![("$.cdid", Some(expected.0))];
+            expected_stamps.extend(expected.1.map(|module| ("$.cmid", Some(module))));
+            prop_assert_eq!(stamped, expected_stamps);
             for (property, value) in message.system.iter() {
-                let expected = (property.mqtt_in() && property.mqtt_out()).then_some(value);
-                prop_assert_eq!(again.system.get(property), expected);
+                let is_time = matches!(property, SystemProperty::ExpiryTime | SystemProperty::CreationTime);
+                let value = match is_time {
+                    true => Timestamp::parse(value).map(|time| time.to_string()),
+                    false => Some(value.to_owned()),
+                };
+                let expected = value.filter(|_| property.mqtt_in() && property.mqtt_out());
+                prop_assert_eq!(input.system.get(property), expected.as_deref());
+                if property != SystemProperty::To {
+                    prop_assert_eq!(cloud.system.get(property), expected.as_deref());
+                }
             }
         }
 

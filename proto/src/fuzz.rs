@@ -12,9 +12,10 @@ use crate::auth_chain::AuthChain;
 use crate::bag;
 use crate::identity::{Identity, IdentityError};
 use crate::limits::PROPERTIES_MAX;
-use crate::message::{Message, SECURITY_INTERFACE, SystemProperties, SystemProperty};
+use crate::message::{Message, Property, SECURITY_INTERFACE, SystemProperties, SystemProperty};
 use crate::sas::{self, SasToken};
 use crate::stored;
+use crate::timestamp::Timestamp;
 use crate::topic::{self, PublishTopic};
 use crate::username::{self, MqttUserName, UserNameError};
 
@@ -56,7 +57,31 @@ pub fn fuzz_bag(data: &[u8]) {
         .properties
         .retain(|p| p.key != "$.cdid" && p.key != "$.cmid");
     delivered.system = only(&message.system, SystemProperty::mqtt_out);
-    assert_read_as(&bag::encode_delivery(&message), &delivered);
+    for time in [SystemProperty::ExpiryTime, SystemProperty::CreationTime] {
+        let Some(value) = delivered.system.get(time) else {
+            continue;
+        };
+        match Timestamp::parse(value).map(|time| time.to_string()) {
+            Some(normal) => delivered.system.set(time, normal),
+            None => drop(delivered.system.remove(time)),
+        }
+    }
+    let Ok(sender) = Identity::device("sender") else {
+        return;
+    };
+    let mut for_input = delivered.clone();
+    for_input.properties.push(Property {
+        key: "$.cdid".to_owned(),
+        value: Some("sender".to_owned()),
+    });
+    assert_read_as(&bag::encode_input(&message, &sender), &for_input);
+    let bag = bag::encode_cloud_to_device(&message, &sender);
+    assert!(!bag.is_empty());
+    if delivered.properties.is_empty() && delivered.system.is_empty() {
+        let to = "/devices/sender/messages/deviceBound";
+        delivered.system.set(SystemProperty::To, to);
+    }
+    assert_read_as(&bag, &delivered);
 }
 
 fn only(system: &SystemProperties, kept: impl Fn(SystemProperty) -> bool) -> SystemProperties {

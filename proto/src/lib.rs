@@ -16,6 +16,7 @@ pub mod message;
 pub mod sas;
 pub mod scope;
 pub mod stored;
+pub mod timestamp;
 pub mod topic;
 pub mod username;
 
@@ -36,6 +37,14 @@ pub mod records {
                 .field("device_id", &self.device_id)
                 .field("module_id", &self.module_id)
                 .field("keys", &"***")
+                .finish_non_exhaustive()
+        }
+    }
+
+    impl std::fmt::Debug for StoredTwin {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("StoredTwin")
+                .field("properties", &"***")
                 .finish_non_exhaustive()
         }
     }

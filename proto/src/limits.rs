@@ -16,6 +16,10 @@ pub const USER_NAME_LENGTH_MAX: usize = 8192;
 /// sent over MQTT; who sends it drops it by name.
 pub const MQTT_TOPIC_BYTES_MAX: usize = 65_535;
 
+/// Bytes of a request id (`$rid`), which the hub copies into the topic of its answer. SDKs write
+/// a GUID.
+pub const REQUEST_ID_BYTES_MAX: usize = 1_024;
+
 /// Properties of one message; the 256 KiB limit of the message holds beside it.
 pub const PROPERTIES_MAX: usize = 16_384;
 

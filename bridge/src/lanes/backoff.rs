@@ -26,7 +26,8 @@ impl Default for Backoff {
     fn default() -> Self {
         Self {
             base: Duration::from_millis(100),
-            short_max: Duration::from_secs(5),
+            // With the jitter below five seconds.
+            short_max: Duration::from_secs(4),
             short_phase: Duration::from_secs(600),
             long_step: Duration::from_secs(120),
             long_max: Duration::from_secs(120),
@@ -79,11 +80,11 @@ mod tests {
         };
         assert_eq!(
             [1, 2, 3, 6, 7, 100].map(|n| delay(n, 0)),
-            [100, 200, 400, 3200, 5000, 5000]
+            [100, 200, 400, 3200, 4000, 4000]
         );
-        assert_eq!(delay(100, 599), 5000);
-        assert_eq!(delay(100, 600 + 120), 10_000);
-        assert_eq!(delay(100, 600 + 240), 20_000);
+        assert_eq!(delay(100, 599), 4000);
+        assert_eq!(delay(100, 600 + 120), 8000);
+        assert_eq!(delay(100, 600 + 240), 16_000);
         assert_eq!(delay(100, 86_400), 120_000);
         assert_eq!(delay(1, 86_400), 100);
     }
@@ -95,7 +96,7 @@ mod tests {
         let delays: Vec<u128> = (0..1000)
             .map(|_| backoff.delay(9, Duration::ZERO, &mut rng).as_millis())
             .collect();
-        assert!(delays.iter().all(|ms| (4000..=6000).contains(ms)));
-        assert!(delays.iter().any(|ms| *ms < 4200) && delays.iter().any(|ms| *ms > 5800));
+        assert!(delays.iter().all(|ms| (3200..=4800).contains(ms)));
+        assert!(delays.iter().any(|ms| *ms < 3360) && delays.iter().any(|ms| *ms > 4640));
     }
 }

@@ -23,6 +23,8 @@ pub enum CloseCause {
     Requested,
     /// No connection could be made: name, address, time-out, TLS.
     Unreachable(Arc<str>),
+    /// We ended it so that the upstream takes back what was not settled and delivers it again.
+    Unsettled(Arc<str>),
 }
 
 impl std::fmt::Display for CloseCause {
@@ -36,6 +38,7 @@ impl std::fmt::Display for CloseCause {
             Self::Refused(text) => write!(f, "refused by the upstream: {text}"),
             Self::Requested => f.write_str("closed on request"),
             Self::Unreachable(text) => write!(f, "upstream cannot be reached: {text}"),
+            Self::Unsettled(text) => write!(f, "closed to hand messages back: {text}"),
         }
     }
 }
@@ -64,6 +67,8 @@ pub(crate) struct Reaction {
     pub(crate) refresh: bool,
     /// The message at the head may be what ends the session.
     pub(crate) suspect_head: bool,
+    /// What was handed back comes again as soon as the lane does.
+    pub(crate) hands_back: bool,
 }
 
 impl CloseCause {
@@ -76,6 +81,7 @@ impl CloseCause {
             cut_short,
             refresh,
             suspect_head,
+            hands_back: matches!(self, Self::Unsettled(_)),
         };
         match self {
             //                          failure  link   cut short  refresh  suspect head
@@ -87,6 +93,7 @@ impl CloseCause {
             Self::Refused(_) => row(true, Answered, false, true, false),
             Self::Requested => row(false, Neutral, false, false, false),
             Self::Unreachable(_) => row(true, Silent, true, false, false),
+            Self::Unsettled(_) => row(true, Neutral, false, false, false),
         }
     }
 }
@@ -107,6 +114,7 @@ mod tests {
             CloseCause::Refused(text()),
             CloseCause::Requested,
             CloseCause::Unreachable(text()),
+            CloseCause::Unsettled(text()),
         ];
         for cause in all {
             let reaction = cause.reaction();

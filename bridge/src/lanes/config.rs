@@ -28,8 +28,15 @@ pub struct LaneConfig {
     pub connects_per_second: f64,
     /// ... and at once.
     pub connects_burst: u32,
-    /// A connection that has had nothing to send for this long is closed.
+    /// A connection that nobody needs and that has had nothing to send for this long is closed.
     pub idle_close: Duration,
+    /// The same for a connection whose identity needed to hear and does not any more: its client
+    /// has gone, and the upstream shows the connection as the device's.
+    pub release_after: Duration,
+    /// Twin requests of one identity that wait to be sent or answered.
+    pub lane_requests_max: usize,
+    /// Twin requests of all identities that wait to be sent or answered.
+    pub requests_max: usize,
     /// With all connections in use and other lanes waiting, a busy lane keeps its connection for at
     /// least this long.
     pub lease: Duration,
@@ -61,6 +68,9 @@ impl Default for LaneConfig {
             connects_per_second: limits::CONNECTS_PER_SECOND,
             connects_burst: limits::CONNECTS_BURST,
             idle_close: Duration::from_secs(3600),
+            release_after: Duration::from_secs(60),
+            lane_requests_max: limits::LANE_REQUESTS_MAX,
+            requests_max: limits::REQUESTS_MAX,
             lease: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(20),
             backoff: Backoff::default(),

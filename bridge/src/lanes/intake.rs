@@ -13,10 +13,11 @@ use std::{
 use edgehub_proto::identity::Identity;
 
 use super::{
-    lane::{Lane, LaneState},
+    actions::{Action, Link},
+    lane::LaneState,
     message::{Discarded, DropReason, Entry, Settled, cost_of},
     queue::{QueueState, ReadFilter, Reading, SenderKey},
-    scheduler::{Action, Link, Now, Scheduler},
+    scheduler::{Now, Scheduler},
     table::LaneKey,
 };
 use crate::limits;
@@ -127,8 +128,17 @@ impl Scheduler {
     fn is_main_reader_paused(&self) -> bool {
         let hopeless = self.link != Link::Up
             && self.ready == 0
-            && self.lanes.len() >= limits::PROBE_LANES.min(self.config.lanes_max);
-        hopeless || self.lanes.len() >= self.config.lanes_max
+            && self.lanes.len() >= limits::PROBE_LANES.min(self.config.lanes_max)
+            && self.has_probes();
+        // Lanes that only listen are as many as clients are connected, which others bound.
+        hopeless || self.lanes.len().saturating_sub(self.needy) >= self.config.lanes_max
+    }
+
+    /// Enough lanes connect by themselves.
+    fn has_probes(&self) -> bool {
+        let enough = limits::PROBE_LANES.min(self.config.lanes_max);
+        let probes = self.lanes.iter().filter(|(_, lane)| lane.is_probing());
+        probes.take(enough).count() >= enough
     }
 
     fn main_read(&mut self, queue: usize) -> Option<Action> {
@@ -198,12 +208,10 @@ impl Scheduler {
 
     /// The main reader brought an entry.
     fn offer_new(&mut self, queue: usize, entry: Entry) {
-        let key = self.lanes.find(&entry.sender).unwrap_or_else(|| {
-            let lane = Lane::new(entry.sender.clone(), self.queues.len());
-            let key = self.lanes.insert(lane);
-            self.waiting.push_back(key);
-            key
-        });
+        let key = self
+            .lanes
+            .find(&entry.sender)
+            .unwrap_or_else(|| self.new_lane(entry.sender.clone()));
         let admits = self.admits(key, queue, cost_of(&entry))
             || (self.make_way(key, queue) && self.admits(key, queue, cost_of(&entry)));
         let Some(state) = self.queues.get_mut(queue) else {

@@ -5,13 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use edgehub_proto::identity::Identity;
+use edgehub_proto::{hub::Needs, identity::Identity};
 
-use super::{message::Entry, session::SessionId};
+use super::{message::Entry, renewal::Renewal, requests::RequestId, session::SessionId};
 
 /// What a lane is doing.
 ///
-/// A lane without work and without a session does not exist: there is no idle state.
+/// A lane without work, without needs and without a session does not exist: there is no idle
+/// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LaneState {
     /// Waits for its next attempt; the timer holds the time.
@@ -20,16 +21,20 @@ pub(super) enum LaneState {
         cut_short: bool,
         /// The identity is in doubt: the wait ends when the scope changes.
         refused: bool,
+        /// The wait is over and nobody wants the lane: its failures are remembered for a while, and
+        /// it connects when somebody does.
+        is_over: bool,
     },
     /// We asked for the session's end and wait for it.
     Closing(SessionId),
-    /// The sender is gone: everything of it is settled as dropped.
+    /// The sender is gone: everything of it is settled as dropped. With needs that are still
+    /// stated the lane stays here without work, for the case that the sender comes back.
     Dropping,
     /// A session is being opened.
     Opening(SessionId),
     /// Messages may be sent.
     Ready(Ready),
-    /// In the row for a connection.
+    /// In the row for a connection, at the lane's `place`.
     Waiting,
 }
 
@@ -40,8 +45,8 @@ pub(super) struct Ready {
     pub(super) opened_at: Instant,
     /// Since when there has been nothing to send.
     pub(super) idle_since: Option<Instant>,
-    /// Wall clock at which the session's credential is to be renewed, Unix milliseconds.
-    pub(super) renew_at_ms: Option<u64>,
+    /// When the session's credential is to be renewed.
+    pub(super) renewal: Option<Renewal>,
     /// Set while nothing new is sent so that the session can be closed; when that gives up waiting.
     pub(super) drain_until: Option<Instant>,
 }
@@ -82,11 +87,23 @@ pub(super) struct HeadFault {
     pub(super) accepted_before: u64,
 }
 
-/// One sender's lane.
+/// One identity's lane.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) sender: Identity,
     pub(super) state: LaneState,
+    /// Place in the row for a connection, while waiting.
+    pub(super) place: Option<u64>,
+    /// What the identity wants to hear.
+    pub(super) needs: Needs,
+    /// It had needs and has none now: the connection is kept for a short while only.
+    pub(super) released: bool,
+    /// Requests that no session was given, in the order in which they came.
+    pub(super) waiting_requests: VecDeque<RequestId>,
+    /// Requests that the session was given and that are not answered.
+    pub(super) sent_requests: Vec<RequestId>,
+    /// The session has handed something down whose answer it waits for.
+    pub(super) engaged: bool,
     /// One part per queue, in the queues' order: highest priority first.
     pub(super) parts: Vec<Part>,
     /// Handed to the session, ascending tokens without a gap.
@@ -103,6 +120,13 @@ pub(super) struct Lane {
     pub(super) failing_since: Option<Instant>,
     /// The upstream was asked about the identity in this row of failures.
     pub(super) refreshed: bool,
+    /// Sessions in a row that ended early to hand messages back. What is accepted meanwhile does
+    /// not count: the lane would spin between the two.
+    pub(super) handbacks: u32,
+    /// When the present attempt to connect began.
+    pub(super) opening_since: Option<Instant>,
+    /// When an attempt was last given up because the link had come back meanwhile.
+    pub(super) redialed_at: Option<Instant>,
     pub(super) head_fault: Option<HeadFault>,
     /// Key in the scheduler's timers.
     pub(super) timer: Option<Instant>,
@@ -115,6 +139,12 @@ impl Lane {
         Self {
             sender,
             state: LaneState::Waiting,
+            place: None,
+            needs: Needs::default(),
+            released: false,
+            waiting_requests: VecDeque::new(),
+            sent_requests: Vec::new(),
+            engaged: false,
             parts: (0..queues).map(|_| Part::default()).collect(),
             in_flight: VecDeque::new(),
             front_token: 0,
@@ -123,6 +153,9 @@ impl Lane {
             failures: 0,
             failing_since: None,
             refreshed: false,
+            handbacks: 0,
+            opening_since: None,
+            redialed_at: None,
             head_fault: None,
             timer: None,
             dirty: false,
@@ -149,6 +182,24 @@ impl Lane {
 
     pub(super) fn has_work(&self) -> bool {
         self.has_waiting() || !self.in_flight.is_empty()
+    }
+
+    /// Nothing of the lane may be forgotten.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.has_work() || self.needs.any() || self.has_requests()
+    }
+
+    /// It connects, or will by itself.
+    pub(super) fn is_probing(&self) -> bool {
+        match self.state {
+            LaneState::BackOff { is_over, .. } => !is_over,
+            LaneState::Opening(_) | LaneState::Waiting => true,
+            LaneState::Closing(_) | LaneState::Dropping | LaneState::Ready(_) => false,
+        }
+    }
+
+    pub(super) fn has_requests(&self) -> bool {
+        !self.waiting_requests.is_empty() || !self.sent_requests.is_empty()
     }
 
     /// Index of the first queue with something waiting: the lane's place in a turn.

@@ -5,10 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::message::is_expired;
+use super::model_needs::Asks;
 use super::*;
 use bytes::Bytes;
-use edgehub_proto::identity::Identity;
+use edgehub_proto::{hub::Needs, identity::Identity};
 
 /// How the upstream treats a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,22 +23,24 @@ pub(super) enum Nature {
 }
 
 pub(super) struct Stored {
-    sender: Identity,
+    pub(super) sender: Identity,
     size: usize,
-    expires_at_ms: Option<u64>,
+    pub(super) expires_at_ms: Option<u64>,
     pub(super) settled: Option<Outcome>,
 }
 
 pub(super) struct OpenSession {
-    sender: Identity,
-    opened: bool,
-    close_asked: bool,
-    next_token: u64,
+    pub(super) sender: Identity,
+    pub(super) since_ms: u64,
+    pub(super) needs: Needs,
+    pub(super) opened: bool,
+    pub(super) close_asked: bool,
+    pub(super) next_token: u64,
     /// Unacknowledged: token, queue, offset.
-    pending: VecDeque<(u64, usize, u64)>,
+    pub(super) pending: VecDeque<(u64, usize, u64)>,
     /// Everything sent in this session.
     pub(super) sent: HashSet<(usize, u64)>,
-    last: BTreeMap<usize, u64>,
+    pub(super) last: BTreeMap<usize, u64>,
 }
 
 pub(super) struct World {
@@ -60,6 +62,7 @@ pub(super) struct World {
     pub(super) opens: Vec<u64>,
     pub(super) refreshes: Vec<Identity>,
     pub(super) max_message: usize,
+    pub(super) asks: Asks,
 }
 
 pub(super) const UNIX_MS: u64 = 1_800_000_000_000;
@@ -123,6 +126,7 @@ impl World {
             opens: Vec::new(),
             refreshes: Vec::new(),
             max_message: 0,
+            asks: Asks::default(),
         }
     }
 
@@ -175,7 +179,14 @@ impl World {
                     );
                     self.settles.push((queue, settled));
                 }
-                Action::Open { session, identity } => self.open(session, identity),
+                Action::Open {
+                    session,
+                    identity,
+                    needs,
+                } => self.open(session, identity, needs),
+                Action::Fail { request, fault } => self.check_fail(request, fault),
+                Action::Needs { session, needs } => self.check_needs(session, needs),
+                Action::Request { session, requests } => self.check_request(session, &requests),
                 Action::Close { session } => {
                     let session = self
                         .sessions
@@ -197,9 +208,10 @@ impl World {
             }
         }
         self.check_bounds();
+        self.check_asks();
     }
 
-    pub(super) fn open(&mut self, session: SessionId, sender: Identity) {
+    pub(super) fn open(&mut self, session: SessionId, sender: Identity, needs: Needs) {
         assert!(
             self.sessions.values().all(|other| other.sender != sender),
             "two sessions"
@@ -207,6 +219,8 @@ impl World {
         self.opens.push(self.now_ms);
         let session_state = OpenSession {
             sender,
+            since_ms: self.now_ms,
+            needs,
             opened: false,
             close_asked: false,
             next_token: 0,
@@ -215,90 +229,6 @@ impl World {
             last: BTreeMap::new(),
         };
         self.sessions.insert(session, session_state);
-    }
-
-    pub(super) fn check_send(&mut self, id: SessionId, batch: Vec<Outgoing>) {
-        let now = self.now();
-        let session = self.sessions.get_mut(&id).expect("send on a dead session");
-        assert!(session.opened && !session.close_asked);
-        for out in batch {
-            let (queue, offset) = (out.priority as usize, out.entry.offset);
-            assert_eq!(out.token, session.next_token);
-            session.next_token += 1;
-            assert_eq!(out.entry.sender, session.sender);
-            let last = session.last.insert(queue, offset);
-            assert!(
-                last.is_none_or(|last| last < offset),
-                "order within a session"
-            );
-            assert_eq!(
-                out.resend,
-                !self.ever_sent.insert((queue, offset)),
-                "DUP flag"
-            );
-            assert!(
-                !is_expired(&out.entry, now.unix_ms),
-                "sent after its time to live"
-            );
-            assert!(
-                !self.given_settles.contains(&(queue, offset)),
-                "sent after it was settled"
-            );
-            session.sent.insert((queue, offset));
-            session.pending.push_back((out.token, queue, offset));
-            // Nothing older of this sender may be left out, in this queue or a more urgent one.
-            for (q, entries) in self.stored.iter().enumerate().take(queue + 1) {
-                let end = if q == queue {
-                    offset
-                } else {
-                    self.known_tail[q]
-                };
-                for (older, stored) in entries.iter().enumerate().take(end as usize) {
-                    let key = (q, older as u64);
-                    let accounted = stored.sender != session.sender
-                        || self.given_settles.contains(&key)
-                        || stored.settled.is_some()
-                        || stored.expires_at_ms.is_some_and(|at| at <= now.unix_ms)
-                        || session.sent.contains(&key);
-                    assert!(accounted, "{key:?} was left out before {queue}/{offset}");
-                }
-            }
-        }
-        assert!(session.pending.len() <= self.config.window, "window");
-    }
-
-    pub(super) fn check_discard(&mut self, discarded: &Discarded) {
-        let entry = &discarded.entry;
-        match discarded.reason {
-            DropReason::TtlExpiry => assert!(is_expired(entry, self.now().unix_ms)),
-            DropReason::DeviceInvalidState => {
-                assert_eq!(self.nature(&entry.sender), Nature::Refused);
-            }
-            other => panic!("{other:?}"),
-        }
-        let queue = discarded.priority as usize;
-        self.given_settles.insert((queue, entry.offset));
-    }
-
-    pub(super) fn check_bounds(&self) {
-        let counts = self.scheduler.counts();
-        assert!(counts.sessions <= self.config.connections_max);
-        assert_eq!(counts.sessions, self.sessions.len());
-        let slack = self.config.connections_max * (self.max_message + 128);
-        assert!(counts.bytes <= self.config.bytes_max + slack, "{counts:?}");
-        self.scheduler.check_consistency();
-        // The rate of connects over every stretch of time.
-        let opens = &self.opens;
-        if let Some(last) = opens.last() {
-            for (index, first) in opens.iter().enumerate() {
-                let count = (opens.len() - index) as f64;
-                let seconds = (last - first) as f64 / 1000.0;
-                let allowed = f64::from(self.config.connects_burst)
-                    + seconds * self.config.connects_per_second
-                    + 1e-6;
-                assert!(count <= allowed, "{count} connects in {seconds} s");
-            }
-        }
     }
 
     /// Answers the read at `index` with what the store has now.
@@ -468,6 +398,7 @@ impl World {
         for index in 0..self.sessions.len() {
             self.acknowledge(index, usize::MAX, false);
         }
+        self.answer_requests();
         for _ in 0..self.settles.len() {
             self.answer_settle(true);
         }

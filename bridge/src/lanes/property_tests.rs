@@ -28,6 +28,10 @@ enum Op {
     },
     Lose(usize),
     Link(bool),
+    HandBack(usize),
+    Need(usize, u8),
+    Request(usize, u64),
+    AnswerRequests,
     HonourCloses,
     Judge(usize, Verdict),
 }
@@ -48,6 +52,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(index, count, reversed)| Op::Acknowledge { index, count, reversed }),
         2 => (0..4_usize).prop_map(Op::Lose),
         1 => any::<bool>().prop_map(Op::Link),
+        1 => (0..4_usize).prop_map(Op::HandBack),
+        2 => (0..7_usize, 0..8_u8).prop_map(|(who, bits)| Op::Need(who, bits)),
+        2 => (0..7_usize, 1..30_000_u64).prop_map(|(who, ms)| Op::Request(who, ms)),
+        1 => Just(Op::AnswerRequests),
         3 => Just(Op::HonourCloses),
         1 => (0..7_usize, prop_oneof![Just(Verdict::Retry), Just(Verdict::Unknown)])
             .prop_map(|(who, verdict)| Op::Judge(who, verdict)),
@@ -75,8 +83,20 @@ fn apply(world: &mut World, op: Op) {
         } => world.acknowledge(index, count, reversed),
         Op::Lose(index) => world.lose(index),
         Op::Link(up) => world.link_up = up,
+        Op::HandBack(index) => {
+            if let Some(session) = world.pick(index, true) {
+                world.end(session, &CloseCause::Unsettled("dropped".into()));
+            }
+        }
+        Op::Need(who, bits) => world.need(who, bits),
+        Op::Request(who, ms) => {
+            world.request(who, ms);
+        }
+        Op::AnswerRequests => world.answer_requests(),
         Op::HonourCloses => world.honour_closes(),
-        Op::Judge(who, verdict) => world.scheduler.identity_checked(&sender(who), verdict),
+        Op::Judge(who, verdict) => {
+            world.scheduler.identity_checked(&sender(who), verdict);
+        }
     }
     world.turn();
 }
@@ -109,5 +129,41 @@ proptest! {
                 prop_assert_eq!(stored.settled, Some(Outcome::Done));
             }
         }
+        // No request is left over, and who needs something is connected sooner or later, although
+        // there are fewer connections than identities.
+        world.run_for(Duration::from_secs(31));
+        prop_assert!(world.asks.requests.iter().all(|asked| asked.end.is_some()));
+        for who in 0..4 {
+            if world.deaf().contains(&who) {
+                let patience = Duration::from_secs(200);
+                world.run_until(patience, "connection", |world| world.listens(who));
+            }
+        }
+    }
+
+    /// With connections for all, everybody with needs is connected at the same time, soon after the
+    /// link is good, and stays so.
+    #[test]
+    fn whatever_happened_all_needs_are_met_when_the_link_is_good(
+        ops in prop::collection::vec(op(), 1..250),
+    ) {
+        let config = LaneConfig { connections_max: 8, ..small_config() };
+        let mut world = World::new(config, 2, &NATURES);
+        for op in ops {
+            apply(&mut world, op);
+        }
+        world.link_up = true;
+        // The longest wait of one lane: after hours of failures.
+        let long = Duration::from_secs(150);
+        world.run_until(long, "all of them", |world| world.deaf().is_empty());
+        let opens = world.opens.len();
+        for _ in 0..100 {
+            // A renewal takes a moment.
+            let moment = Duration::from_secs(1);
+            world.run_until(moment, "all of them", |world| world.deaf().is_empty());
+            world.now_ms += 250;
+        }
+        // Renewals of five good lanes, retries of the two bad ones.
+        prop_assert!(world.opens.len() - opens < 200, "{} opens", world.opens.len() - opens);
     }
 }

@@ -137,7 +137,11 @@ fn a_poison_message_is_isolated_reported_and_kept() {
                     filter,
                 } => world.reads.push((queue, from, filter)),
                 Action::Settle { queue, settled } => world.settles.push((queue, settled)),
-                Action::Open { session, identity } => world.open(session, identity),
+                Action::Open {
+                    session,
+                    identity,
+                    needs,
+                } => world.open(session, identity, needs),
                 Action::Close { session } => world.end(session, &CloseCause::Requested),
                 Action::Send { session, batch } => {
                     if batch[0].entry.sender == sender(1) && reports.len() == 1 {
@@ -147,6 +151,7 @@ fn a_poison_message_is_isolated_reported_and_kept() {
                 }
                 Action::Report(report @ Report::SuspectMessage { .. }) => reports.push(report),
                 Action::Report(_) | Action::Discarded(_) | Action::Refresh { .. } => {}
+                action => panic!("{action:?}"),
             }
         }
         world.answer_read(0);

@@ -2,8 +2,8 @@
 //!
 //! # Use
 //!
-//! Feed it what happened (`opened`, `closed`, `disposed`, `queue_grew`, `read_done`, `settled`,
-//! `identity_checked`), then call [`Scheduler::turn`] once and carry out the [`Action`]s that it
+//! Feed it what happened (`opened`, `closed`, `disposed`, `answered`, `queue_grew`, `read_done`,
+//! `settled`, `identity_checked`) and what is wanted (`need`, `request`), then call [`Scheduler::turn`] once and carry out the [`Action`]s that it
 //! gives. Call it again at [`Scheduler::next_wakeup`] at the latest. Each turn gathers all that is
 //! possible at that moment: one send per lane, one settle per queue.
 //!
@@ -16,26 +16,27 @@
 //! - Memory is bounded by [`LaneConfig`], whatever the backlog: what does not fit stays in the
 //!   store, and the lane remembers from which offset on.
 //! - A lane's failures, slowness or size delay no other lane.
+//! - A lane with needs has a session, opens one or waits for its turn to: it never rests.
+//! - Every request ends in exactly one answer or [`Action::Fail`], by its deadline at the latest.
 //! - Every message ends in exactly one settle.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use edgehub_proto::identity::Identity;
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
-    cause::CloseCause,
+    actions::{Action, LaneCounts, Link},
     config::LaneConfig,
-    lane::LaneState,
-    message::{Discarded, Outgoing, Settled},
-    queue::{QueueState, ReadFilter},
+    lane::{Lane, LaneState, Ready},
+    message::Discarded,
+    queue::QueueState,
+    requests::{RequestFault, RequestTable},
+    row::Row,
     session::SessionId,
     table::{LaneKey, LaneTable},
 };
-use crate::bucket::TokenBucket;
+use crate::{bucket::TokenBucket, limits};
 
 /// The time of an input: monotonic for durations, wall clock for expiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,118 +58,6 @@ pub struct QueueStart {
     pub next_offset: u64,
 }
 
-/// What is to be done.
-#[derive(Debug)]
-pub enum Action {
-    /// Ask the session to end. Its close event follows.
-    Close {
-        /// Which session.
-        session: SessionId,
-    },
-    /// These messages were given up and will be settled: count them.
-    Discarded(Vec<Discarded>),
-    /// Open a session. [`Scheduler::opened`] or [`Scheduler::closed`] answers.
-    Open {
-        /// Number of the new session.
-        session: SessionId,
-        /// For whom.
-        identity: Identity,
-    },
-    /// Read from a queue. [`Scheduler::read_done`] or [`Scheduler::read_failed`] answers.
-    Read {
-        /// Index of the queue.
-        queue: usize,
-        /// First offset.
-        from: u64,
-        /// Which entries are wanted.
-        filter: ReadFilter,
-    },
-    /// Ask the upstream about an identity. [`Scheduler::identity_checked`] answers.
-    Refresh {
-        /// Whose existence is in doubt.
-        identity: Identity,
-    },
-    /// Something that a person may want to know.
-    Report(Report),
-    /// Hand messages to an open session.
-    Send {
-        /// Which session.
-        session: SessionId,
-        /// In order of tokens.
-        batch: Vec<Outgoing>,
-    },
-    /// Settle messages. [`Scheduler::settled`] or [`Scheduler::settle_failed`] answers.
-    Settle {
-        /// Index of the queue.
-        queue: usize,
-        /// What and how.
-        settled: Vec<Settled>,
-    },
-}
-
-/// News for log and metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// A lane failed and will try again.
-    Failed {
-        /// Whose lane.
-        identity: Identity,
-        /// Why.
-        cause: CloseCause,
-        /// Failures in a row.
-        failures: u32,
-        /// When it tries again at the latest.
-        retry_in: Duration,
-    },
-    /// The same message has been at the head of a session that broke many times in a row, while
-    /// other senders' messages passed.
-    SuspectMessage {
-        /// Whose message.
-        identity: Identity,
-        /// Priority of its queue.
-        priority: u32,
-        /// Its offset.
-        offset: u64,
-        /// How often in a row.
-        times: u32,
-    },
-}
-
-/// What our own view of the scope says about a doubtful identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Proven to be removed or disabled: its messages are dropped.
-    Gone,
-    /// It is there: try again now.
-    Retry,
-    /// Not known: keep trying with back-off.
-    Unknown,
-}
-
-/// Whether the upstream can be reached, as far as the lanes know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
-    /// Nothing was tried yet.
-    Unknown,
-    /// It answered last.
-    Up,
-    /// The last attempts were not answered and no session is open.
-    Down,
-}
-
-/// Numbers for status and gauges.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaneCounts {
-    /// Lanes in memory.
-    pub lanes: usize,
-    /// Open sessions.
-    pub ready: usize,
-    /// Sessions in all, opening and closing ones included.
-    pub sessions: usize,
-    /// Bytes of messages in memory.
-    pub bytes: usize,
-}
-
 /// All lanes of one endpoint.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -176,9 +65,14 @@ pub struct Scheduler {
     pub(super) rng: StdRng,
     pub(super) lanes: LaneTable,
     pub(super) queues: Vec<QueueState>,
-    /// Lanes in the row for a connection. May hold keys of lanes that wait no more.
-    pub(super) waiting: VecDeque<LaneKey>,
+    /// Lanes in the row for a connection.
+    pub(super) row: Row,
     pub(super) connects: TokenBucket,
+    /// Limits connects further while the link is down.
+    pub(super) probes: TokenBucket,
+    pub(super) requests: RequestTable,
+    /// Lanes with needs.
+    pub(super) needy: usize,
     /// Lanes to look at in this turn.
     pub(super) dirty: Vec<LaneKey>,
     /// Lanes whose sending waits for a read of a higher priority or for settles.
@@ -188,6 +82,8 @@ pub struct Scheduler {
     pub(super) link: Link,
     /// A link failure happened since back-offs were last cut short.
     pub(super) trouble: bool,
+    /// A session opened after that: to be followed up in the next turn.
+    pub(super) has_recovered: bool,
     /// Open sessions that nobody asked to close.
     pub(super) ready: usize,
     /// Cost of all messages in memory.
@@ -223,14 +119,18 @@ impl Scheduler {
                 .iter()
                 .map(|queue| QueueState::new(queue.priority, queue.mark, queue.next_offset))
                 .collect(),
-            waiting: VecDeque::new(),
+            row: Row::default(),
             connects,
+            probes: TokenBucket::new(limits::PROBES_PER_SECOND, limits::PROBES_BURST, now.instant),
+            requests: RequestTable::default(),
+            needy: 0,
             dirty: Vec::new(),
             blocked: Vec::new(),
             discarded: Vec::new(),
             out: Vec::new(),
             link: Link::Unknown,
             trouble: false,
+            has_recovered: false,
             ready: 0,
             bytes: 0,
             accepted: 0,
@@ -244,7 +144,9 @@ impl Scheduler {
 
     /// Does everything that is possible at `now`, appending what is to be carried out.
     pub fn turn(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.recover(now);
         self.fire_timers(now);
+        self.expire_requests(now);
         self.renew_sessions(now);
         self.open_sessions(now);
         self.look_at_dirty_lanes(now);
@@ -265,11 +167,14 @@ impl Scheduler {
             .iter()
             .flat_map(|queue| [queue.read_retry_at, queue.settle_retry_at])
             .flatten();
-        let connect = (!self.waiting.is_empty() && !self.stopping).then(|| {
-            if self.lanes.sessions() < self.config.connections_max {
-                self.connects.next_at(now.instant)
-            } else {
+        let connect = (!self.row.is_empty() && !self.stopping).then(|| {
+            if self.lanes.sessions() >= self.config.connections_max {
                 self.room_check_at
+            } else if self.link == Link::Down {
+                let probe = self.probes.next_at(now.instant);
+                probe.max(self.connects.next_at(now.instant))
+            } else {
+                self.connects.next_at(now.instant)
             }
         });
         let maintain = (self.ready > 0).then_some(self.maintain_at);
@@ -278,6 +183,7 @@ impl Scheduler {
             .into_iter()
             .chain(connect)
             .chain(maintain)
+            .chain(self.requests.next_deadline())
             .chain(retries)
             .min()
     }
@@ -324,6 +230,9 @@ impl Scheduler {
     /// or at `deadline`.
     pub fn stop(&mut self, deadline: Instant) {
         self.stopping = true;
+        for key in self.lanes.keys() {
+            self.fail_waiting(key, RequestFault::Stopping, None);
+        }
         for key in self.lanes.session_keys() {
             self.drain(key, deadline);
         }
@@ -340,53 +249,13 @@ impl Scheduler {
                 .all(|queue| !queue.settling && queue.to_settle.is_empty())
     }
 
-    /// The store settled `settled` of the queue at `queue`.
-    pub fn settled(&mut self, queue: usize, settled: &[Settled]) {
-        let Some(state) = self.queues.get_mut(queue) else {
-            return;
-        };
-        for entry in settled {
-            state.unconfirmed.remove(&entry.offset);
-        }
-        state.settling = false;
-        self.unblock();
-    }
-
-    /// The store could not settle: tried again a second later.
-    pub fn settle_failed(&mut self, queue: usize, mut settled: Vec<Settled>, now: Now) {
-        let Some(state) = self.queues.get_mut(queue) else {
-            return;
-        };
-        settled.append(&mut state.to_settle);
-        state.to_settle = settled;
-        state.settling = false;
-        state.settle_retry_at = Some(now.instant + Duration::from_secs(1));
-    }
-
-    fn start_settles(&mut self, now: Now) {
-        for (index, queue) in self.queues.iter_mut().enumerate() {
-            if queue.settle_retry_at.is_some_and(|at| at > now.instant) {
-                continue;
-            }
-            queue.settle_retry_at = None;
-            if !queue.settling && !queue.to_settle.is_empty() {
-                queue.settling = true;
-                let settled = std::mem::take(&mut queue.to_settle);
-                self.out.push(Action::Settle {
-                    queue: index,
-                    settled,
-                });
-            }
-        }
-    }
-
     fn fire_timers(&mut self, now: Now) {
         while let Some(key) = self.lanes.pop_timer(now.instant) {
             let Some(lane) = self.lanes.get(key) else {
                 continue;
             };
             match lane.state {
-                LaneState::BackOff { .. } => self.wait(key),
+                LaneState::BackOff { is_over, .. } => self.end_back_off(key, is_over, now),
                 // Idle for long, or out of patience with what is in flight.
                 LaneState::Ready(_) => self.close(key),
                 LaneState::Closing(_)
@@ -406,13 +275,23 @@ impl Scheduler {
             let Some(lane) = self.lanes.get(key) else {
                 continue;
             };
-            if let LaneState::Ready(ready) = lane.state
-                && ready.drain_until.is_none()
-                && ready.renew_at_ms.is_some_and(|at| at <= now.unix_ms)
-            {
+            let is_due = matches!(
+                lane.state,
+                LaneState::Ready(Ready { renewal: Some(renewal), drain_until: None, .. })
+                    if renewal.is_due(now.unix_ms, lane.engaged)
+            );
+            if is_due {
                 self.drain(key, now.instant + self.config.drain_timeout);
             }
         }
+    }
+
+    /// Makes a lane that waits for a connection. The caller gives it a reason to be.
+    pub(super) fn new_lane(&mut self, sender: Identity) -> LaneKey {
+        let key = self.lanes.insert(Lane::new(sender, self.queues.len()));
+        self.enter_row(key);
+        self.touch(key);
+        key
     }
 
     /// Puts the lane into the list of lanes to look at in this turn.
@@ -430,40 +309,5 @@ impl Scheduler {
         for key in std::mem::take(&mut self.blocked) {
             self.touch(key);
         }
-    }
-}
-
-#[cfg(test)]
-impl Scheduler {
-    /// Compares every running total with a recount.
-    pub(super) fn check_consistency(&self) {
-        let mut bytes = 0;
-        let mut ready = 0;
-        for (key, lane) in self.lanes.iter() {
-            let buffers = lane.parts.iter().flat_map(|part| &part.buffer);
-            let buffered: usize = buffers.clone().map(super::message::cost_of).sum();
-            let flying: usize = lane
-                .in_flight
-                .iter()
-                .filter(|sent| !sent.settled)
-                .map(|sent| sent.cost)
-                .sum();
-            assert_eq!(lane.bytes, buffered + flying, "{lane:?}");
-            assert_eq!(lane.buffered, buffers.count(), "{lane:?}");
-            assert!(lane.buffered <= self.config.lane_entries_max);
-            bytes += lane.bytes;
-            ready += usize::from(matches!(lane.state, LaneState::Ready(_)));
-            let mut higher_is_behind = false;
-            for (part, queue) in lane.parts.iter().zip(&self.queues) {
-                assert!(!higher_is_behind || part.buffer.is_empty(), "{lane:?}");
-                higher_is_behind |= part.behind_from.is_some();
-                if let Some(turn) = part.scan_turn {
-                    assert!(queue.wants.contains(&(turn, key)));
-                }
-                let offsets: Vec<u64> = part.buffer.iter().map(|entry| entry.offset).collect();
-                assert!(offsets.is_sorted_by(|a, b| a < b));
-            }
-        }
-        assert_eq!((self.bytes, self.ready), (bytes, ready));
     }
 }

@@ -1,10 +1,11 @@
 //! From the lanes to their sessions and back: what goes out in a turn, what an answer settles.
 
 use super::{
+    actions::Action,
     intake::discard,
     lane::{InFlight, Lane, LaneState},
     message::{Disposition, DropReason, Outcome, Outgoing, Settled, cost_of, is_expired},
-    scheduler::{Action, Now, Scheduler},
+    scheduler::{Now, Scheduler},
     session::SessionId,
     table::LaneKey,
 };
@@ -73,6 +74,7 @@ impl Scheduler {
         for key in dirty {
             if let Some(lane) = self.lanes.get_mut(key) {
                 lane.dirty = false;
+                self.send_requests(key);
                 self.send(key, now);
                 self.follow_up(key, now);
             }
@@ -170,32 +172,37 @@ impl Scheduler {
             self.next_scan_turn += 1;
             self.want_scan(queue, key, turn);
         }
-        let idle_close = now.instant + self.config.idle_close;
         let Some(lane) = self.lanes.get_mut(key) else {
             return;
         };
-        let has_work = lane.has_work();
-        let nothing_in_flight = lane.in_flight.is_empty();
+        let is_wanted = lane.is_wanted();
+        if lane.has_work() {
+            lane.released = false;
+        }
+        let patience = if lane.released {
+            self.config.release_after.min(self.config.idle_close)
+        } else {
+            self.config.idle_close
+        };
+        let nothing_in_flight = lane.in_flight.is_empty() && lane.sent_requests.is_empty();
         match &mut lane.state {
             LaneState::Ready(ready) if ready.drain_until.is_some() => {
                 if nothing_in_flight {
                     self.close(key);
                 }
             }
-            LaneState::Ready(ready) if has_work => {
+            LaneState::Ready(ready) if is_wanted => {
                 ready.idle_since = None;
                 self.lanes.set_timer(key, None);
             }
             LaneState::Ready(ready) => {
                 if ready.idle_since.is_none() {
                     ready.idle_since = Some(now.instant);
-                    self.lanes.set_timer(key, Some(idle_close));
+                    self.lanes.set_timer(key, Some(now.instant + patience));
                 }
             }
-            LaneState::Dropping if !has_work => {
-                self.forget_scans(key);
-                self.lanes.remove(key);
-            }
+            LaneState::BackOff { is_over: true, .. } if is_wanted => self.wait(key),
+            LaneState::Dropping | LaneState::Waiting if !is_wanted => self.remove_lane(key),
             LaneState::BackOff { .. }
             | LaneState::Closing(_)
             | LaneState::Dropping

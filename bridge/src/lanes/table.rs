@@ -118,6 +118,10 @@ impl LaneTable {
             .filter_map(|key| self.get(*key).map(|lane| (*key, lane)))
     }
 
+    pub(super) fn keys(&self) -> Vec<LaneKey> {
+        self.by_sender.values().copied().collect()
+    }
+
     /// The keys of lanes that have a session.
     pub(super) fn session_keys(&self) -> Vec<LaneKey> {
         self.by_session.values().copied().collect()

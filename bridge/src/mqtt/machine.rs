@@ -1,48 +1,50 @@
 //! The client side of one MQTT 3.1.1 connection as a pure state machine.
 //!
-//! Bytes, commands and the time come in; bytes, acknowledged tokens and one connect verdict come
-//! out. It owns no socket and no clock, so the same machine runs over TLS, over a WebSocket and in
+//! Bytes, commands and the time come in; bytes, acknowledged tokens, events and one connect verdict
+//! come out. It owns no socket and no clock, so the same machine runs over TLS, over a WebSocket and in
 //! a test that moves the time by hand.
 //!
 //! # Order of calls
 //!
 //! After each input ([`Machine::receive`], [`Machine::publish`], [`Machine::handle_timeout`],
-//! [`Machine::disconnect`]) look at [`Machine::poll_connack`] and [`Machine::drain_acked`], then
-//! write [`Machine::output`] and report what was taken with [`Machine::written`]. All publishes of
-//! one turn end up in one output buffer, so that a turn costs one socket write.
+//! [`Machine::disconnect`]) look at [`Machine::poll_connack`], [`Machine::poll_event`] and
+//! [`Machine::drain_acked`], then write [`Machine::output`] and report what was taken with
+//! [`Machine::written`]. Everything of one turn ends up in one output buffer, so that a turn costs
+//! one socket write.
 //!
 //! # Window and acknowledgements
 //!
-//! At most [`MachineConfig::window`] publishes are unacknowledged. PUBACKs may come in any order;
-//! an early one is reported at once but keeps its place in the window until all before it came,
-//! which makes packet ids in use one contiguous range.
+//! At most [`MachineConfig::window`] publishes at QoS 1 are unacknowledged. Subscriptions change one
+//! packet at a time: the next one waits for the answer to the one before.
 //!
 //! # What is accepted from the peer
 //!
-//! CONNACK once, PUBACK, PINGRESP. A PUBLISH is counted and ignored without an acknowledgement: a
-//! session that an identity left at the hub may still hold subscriptions, and a cloud-to-device
-//! message that nobody took must stay there. Everything else ends the connection.
+//! CONNACK once, PUBACK, PINGRESP, SUBACK and UNSUBACK for what was asked, and PUBLISH at any time
+//! after CONNACK: a session that an identity left at the hub may still hold subscriptions. What a
+//! PUBLISH means and whether it is acknowledged is its reader's affair. Everything else ends the
+//! connection.
 //!
-//! Spec: upstream.md A3.4 and A6.1, OASIS MQTT 3.1.1.
+//! Spec: upstream.md A3.4, A6.1 and A7, OASIS MQTT 3.1.1.
 
-use std::{
-    collections::VecDeque,
-    num::NonZeroU16,
-    time::{Duration, Instant},
-};
+mod outgoing;
 
-use bytes::{Buf, BytesMut};
+use std::{collections::VecDeque, num::NonZeroU16, time::Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
 use ntex_bytes::{
     BytePageSize, BytePages, ByteString, Bytes as CodecBytes, BytesMut as CodecBuffer,
 };
 use ntex_codec::{Decoder, Encoder};
 use ntex_mqtt::v3::codec::{
     Codec, Connect, ConnectAck, ConnectAckReason, Decoded, Encoded, Packet, Publish, QoS,
+    SubscribeReturnCode,
 };
 
 use super::{
     frame::{self, FrameError},
-    terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError},
+    liveness::Liveness,
+    terms::{Connack, ConnectParams, MachineConfig, MachineError, Received},
+    window::{NotInFlight, SubscriptionIds, Window},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +67,24 @@ impl State {
     }
 }
 
-/// One publish in the window.
-#[derive(Debug)]
-struct Slot {
-    token: u64,
-    acked: bool,
+/// A SUBSCRIBE or UNSUBSCRIBE without an answer.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    packet_id: NonZeroU16,
+    /// Filters of a SUBSCRIBE; none for UNSUBSCRIBE.
+    subscribed: Option<usize>,
+    sent_at: Instant,
+}
+
+/// What the server did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// It sent a PUBLISH.
+    Publish(Received),
+    /// It answered our SUBSCRIBE: granted or not, in the order of the filters.
+    Subscribed(Vec<bool>),
+    /// It answered our UNSUBSCRIBE.
+    Unsubscribed,
 }
 
 /// The state machine. Owned by one connection task.
@@ -81,32 +96,24 @@ pub struct Machine {
     input: CodecBuffer,
     output: BytesMut,
     scratch: BytePages,
-    /// Publishes from the oldest unacknowledged on. The packet id of the slot at index `i` is
-    /// `front_id + i`, counted in 1..=65535.
-    slots: VecDeque<Slot>,
-    front_id: u16,
-    acked: Vec<u64>,
-    ignored_publishes: u64,
-    last_inbound: Instant,
-    last_outbound: Instant,
-    /// Last PUBACK, or the publish that ended an empty window.
-    last_progress: Instant,
-    /// When the unanswered PINGREQ was written.
-    ping_sent: Option<Instant>,
+    window: Window,
+    change: Option<Change>,
+    change_ids: SubscriptionIds,
+    events: VecDeque<MachineEvent>,
+    /// Answers to publishes at QoS 0 are awaited.
+    answers_awaited: bool,
+    liveness: Liveness,
 }
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Machine")
             .field("state", &self.state)
-            .field("in_flight", &self.slots.len())
+            .field("in_flight", &self.window.in_flight())
             .field("output", &self.output.len())
             .finish_non_exhaustive()
     }
 }
-
-/// Packet ids count 1..=65535.
-const PACKET_IDS: u32 = 65_535;
 
 impl Machine {
     /// Makes a machine whose output starts with CONNECT (clean session 0, no will).
@@ -115,12 +122,10 @@ impl Machine {
     ///
     /// [`MachineError::Malformed`] if an id, user name or token is over 65,535 bytes.
     pub fn new(
-        mut config: MachineConfig,
+        config: MachineConfig,
         params: ConnectParams,
         now: Instant,
     ) -> Result<Self, MachineError> {
-        // Half of the packet ids, so that an id in flight is never reused.
-        config.window = config.window.clamp(1, PACKET_IDS as usize / 2);
         let codec = Codec::new();
         let max = u32::try_from(config.packet_bytes_max).unwrap_or(u32::MAX);
         codec.set_max_size(max);
@@ -135,6 +140,7 @@ impl Machine {
             password: Some(CodecBytes::from(params.password)),
         };
         let mut machine = Self {
+            window: Window::new(config.window),
             config,
             codec,
             state: State::AwaitingConnack { since: now },
@@ -142,14 +148,11 @@ impl Machine {
             input: CodecBuffer::new(),
             output: BytesMut::new(),
             scratch: BytePages::new(BytePageSize::Size4),
-            slots: VecDeque::new(),
-            front_id: 1,
-            acked: Vec::new(),
-            ignored_publishes: 0,
-            last_inbound: now,
-            last_outbound: now,
-            last_progress: now,
-            ping_sent: None,
+            change: None,
+            change_ids: SubscriptionIds::default(),
+            events: VecDeque::new(),
+            answers_awaited: false,
+            liveness: Liveness::new(now),
         };
         machine.encode(Encoded::Packet(Packet::Connect(Box::new(connect))), now)?;
         Ok(machine)
@@ -159,7 +162,7 @@ impl Machine {
     #[must_use]
     pub fn room(&self) -> usize {
         if self.state == State::Connected {
-            self.config.window.saturating_sub(self.slots.len())
+            self.window.room()
         } else {
             0
         }
@@ -174,13 +177,7 @@ impl Machine {
     /// Publishes that the server has not acknowledged.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.slots.iter().filter(|slot| !slot.acked).count()
-    }
-
-    /// PUBLISH packets that the server sent and this machine ignored.
-    #[must_use]
-    pub fn ignored_publishes(&self) -> u64 {
-        self.ignored_publishes
+        self.window.in_flight()
     }
 
     /// Bytes to write to the socket.
@@ -203,68 +200,14 @@ impl Machine {
         self.connack.take()
     }
 
+    /// The next thing that the server did. A read brings a bounded number of them.
+    pub fn poll_event(&mut self) -> Option<MachineEvent> {
+        self.events.pop_front()
+    }
+
     /// Tokens acknowledged since the last call, in the order of their PUBACKs.
     pub fn drain_acked(&mut self) -> std::vec::Drain<'_, u64> {
-        self.acked.drain(..)
-    }
-
-    /// Puts one QoS 1 publish into the output. `token` comes back from [`Machine::drain_acked`].
-    /// `resend` sets the DUP flag (MQTT-3.3.1-1).
-    ///
-    /// # Errors
-    ///
-    /// See [`PublishError`]; nothing was written then and the connection goes on.
-    pub fn publish(
-        &mut self,
-        now: Instant,
-        token: u64,
-        resend: bool,
-        topic: String,
-        payload: &[u8],
-    ) -> Result<(), PublishError> {
-        if self.room() == 0 {
-            return Err(PublishError::NoRoom);
-        }
-        if topic.len() > usize::from(u16::MAX) {
-            return Err(PublishError::TopicTooLong { bytes: topic.len() });
-        }
-        let bytes = topic.len() + payload.len() + 4;
-        let too_large = PublishError::TooLarge {
-            bytes,
-            max: self.config.packet_bytes_max,
-        };
-        if bytes > self.config.packet_bytes_max {
-            return Err(too_large);
-        }
-        let publish = Publish {
-            dup: resend,
-            retain: false,
-            qos: QoS::AtLeastOnce,
-            topic: ByteString::from(topic),
-            packet_id: NonZeroU16::new(packet_id_at(self.front_id, self.slots.len())),
-            payload_size: u32::try_from(payload.len()).map_err(|_| too_large)?,
-        };
-        // The codec writes the header only; the payload goes straight into the output, copied once.
-        self.encode(Encoded::Publish(publish, None), now)
-            .map_err(|_| too_large)?;
-        self.output.extend_from_slice(payload);
-        if self.slots.is_empty() {
-            self.last_progress = now;
-        }
-        self.slots.push_back(Slot {
-            token,
-            acked: false,
-        });
-        Ok(())
-    }
-
-    /// Writes DISCONNECT and ends the machine. Nothing is written when it is over already.
-    pub fn disconnect(&mut self, now: Instant) {
-        if self.state == State::Connected {
-            // A packet without contents always fits.
-            let _ = self.encode(Encoded::Packet(Packet::Disconnect), now);
-        }
-        self.state = State::Over;
+        self.window.drain_acked()
     }
 
     /// Takes bytes from the socket.
@@ -294,7 +237,7 @@ impl Machine {
             let Some(decoded) = decoded else {
                 return Ok(());
             };
-            self.last_inbound = now;
+            self.liveness.heard(now);
             self.handle(now, decoded)?;
         }
     }
@@ -314,16 +257,14 @@ impl Machine {
                 Ok(())
             }
             State::Connected => {
-                if now >= self.stall_at().unwrap_or(now + Duration::from_secs(1)) {
+                if self.liveness.check(&self.config, now)? {
+                    self.encode(Encoded::Packet(Packet::PingRequest), now)?;
+                }
+                if self.stall_at().is_some_and(|at| now >= at) {
                     return Err(MachineError::AckStall(self.config.ack_stall));
                 }
-                if let Some(sent) = self.ping_sent {
-                    if now >= self.dead_at(sent) {
-                        return Err(MachineError::PingTimeout(self.probe_patience()));
-                    }
-                } else if now >= self.probe_at() {
-                    self.ping_sent = Some(now);
-                    self.encode(Encoded::Packet(Packet::PingRequest), now)?;
+                if self.change_due_at().is_some_and(|at| now >= at) {
+                    return Err(MachineError::SubackTimeout(self.config.suback_timeout));
                 }
                 Ok(())
             }
@@ -337,53 +278,26 @@ impl Machine {
             State::Over => None,
             State::AwaitingConnack { since } => Some(since + self.config.connack_timeout),
             State::Connected => {
-                let probe = self
-                    .ping_sent
-                    .map_or_else(|| self.probe_at(), |at| self.dead_at(at));
-                Some(self.stall_at().map_or(probe, |stall| stall.min(probe)))
+                let liveness = self.liveness.next_check(&self.config);
+                let others = [self.stall_at(), self.change_due_at()];
+                others.into_iter().flatten().chain([liveness]).min()
             }
         }
     }
 
-    fn probe_at(&self) -> Instant {
-        let silence = if self.slots.is_empty() {
-            self.config.ping_interval
-        } else {
-            self.config.ack_timeout / 2
-        };
-        // The server closes after 1.5 keep-alives without a packet from us, whatever it sends.
-        let half_keep_alive = Duration::from_secs(u64::from(self.config.keep_alive_secs)) / 2;
-        let by_silence = self.last_inbound.max(self.sent_since_silence()) + silence;
-        if self.config.keep_alive_secs == 0 {
-            by_silence
-        } else {
-            by_silence.min(self.last_outbound + half_keep_alive)
-        }
-    }
-
-    /// With publishes in flight the silence that counts starts with the first of them.
-    fn sent_since_silence(&self) -> Instant {
-        if self.slots.is_empty() {
-            self.last_inbound
-        } else {
-            self.last_progress
-        }
-    }
-
-    fn probe_patience(&self) -> Duration {
-        if self.slots.is_empty() {
-            self.config.ping_timeout
-        } else {
-            self.config.ping_timeout.min(self.config.ack_timeout / 2)
-        }
-    }
-
-    fn dead_at(&self, ping_sent: Instant) -> Instant {
-        ping_sent.max(self.last_inbound) + self.probe_patience()
-    }
-
     fn stall_at(&self) -> Option<Instant> {
-        (!self.slots.is_empty()).then(|| self.last_progress + self.config.ack_stall)
+        let since = self.liveness.last_progress();
+        (!self.window.is_empty()).then(|| since + self.config.ack_stall)
+    }
+
+    fn change_due_at(&self) -> Option<Instant> {
+        let change = self.change?;
+        Some(change.sent_at + self.config.suback_timeout)
+    }
+
+    fn note_awaiting(&mut self, now: Instant) {
+        let awaits = !self.window.is_empty() || self.change.is_some() || self.answers_awaited;
+        self.liveness.awaits(now, awaits);
     }
 
     fn handle(&mut self, now: Instant, decoded: Decoded) -> Result<(), MachineError> {
@@ -396,11 +310,19 @@ impl Machine {
                 self.handle_puback(now, packet_id.get())
             }
             (State::Connected, Decoded::Packet(Packet::PingResponse, _)) => {
-                self.ping_sent = None;
+                self.liveness.pong();
                 Ok(())
             }
-            (State::Connected, Decoded::Publish(..) | Decoded::PayloadChunk(..)) => {
-                self.ignored_publishes = self.ignored_publishes.saturating_add(1);
+            (State::Connected, Decoded::Publish(publish, payload, _)) => {
+                self.handle_publish(&publish, &payload);
+                Ok(())
+            }
+            (State::Connected, Decoded::Packet(Packet::SubscribeAck { packet_id, status }, _)) => {
+                self.handle_suback(now, packet_id, &status)
+            }
+            (State::Connected, Decoded::Packet(Packet::UnsubscribeAck { packet_id }, _)) => {
+                self.end_change(now, packet_id, None)?;
+                self.events.push_back(MachineEvent::Unsubscribed);
                 Ok(())
             }
             // After DISCONNECT the peer may still send what was on the way.
@@ -433,21 +355,56 @@ impl Machine {
     }
 
     fn handle_puback(&mut self, now: Instant, packet_id: u16) -> Result<(), MachineError> {
-        let unknown = MachineError::UnknownPacketId(packet_id);
-        let index = index_of(self.front_id, packet_id);
-        let Some(slot) = self.slots.get_mut(index) else {
-            return Err(unknown);
+        let result = self.window.ack(packet_id);
+        result.map_err(|NotInFlight| MachineError::UnknownPacketId(packet_id))?;
+        self.liveness.progress(now);
+        self.note_awaiting(now);
+        Ok(())
+    }
+
+    fn handle_publish(&mut self, publish: &Publish, payload: &[u8]) {
+        let received = Received {
+            topic: publish.topic.to_string(),
+            // A copy, so that a small message does not keep the whole input buffer alive.
+            payload: Bytes::copy_from_slice(payload),
+            packet_id: publish.packet_id,
+            is_exactly_once: publish.qos == QoS::ExactlyOnce,
+            dup: publish.dup,
         };
-        if slot.acked {
-            return Err(unknown);
+        self.events.push_back(MachineEvent::Publish(received));
+    }
+
+    fn handle_suback(
+        &mut self,
+        now: Instant,
+        packet_id: NonZeroU16,
+        status: &[SubscribeReturnCode],
+    ) -> Result<(), MachineError> {
+        self.end_change(now, packet_id, Some(status.len()))?;
+        let granted = status
+            .iter()
+            .map(|code| matches!(code, SubscribeReturnCode::Success(_)))
+            .collect();
+        self.events.push_back(MachineEvent::Subscribed(granted));
+        Ok(())
+    }
+
+    /// Takes the answer to the change that is under way: as many codes as filters, in the same
+    /// order (MQTT-3.9.3-1).
+    fn end_change(
+        &mut self,
+        now: Instant,
+        packet_id: NonZeroU16,
+        codes: Option<usize>,
+    ) -> Result<(), MachineError> {
+        let fits = self
+            .change
+            .is_some_and(|change| change.packet_id == packet_id && change.subscribed == codes);
+        if !fits {
+            return Err(MachineError::UnknownSubscription(packet_id.get()));
         }
-        slot.acked = true;
-        self.acked.push(slot.token);
-        self.last_progress = now;
-        while self.slots.front().is_some_and(|slot| slot.acked) {
-            self.slots.pop_front();
-            self.front_id = packet_id_at(self.front_id, 1);
-        }
+        self.change = None;
+        self.note_awaiting(now);
         Ok(())
     }
 
@@ -457,24 +414,12 @@ impl Machine {
             for page in self.scratch.iter() {
                 self.output.extend_from_slice(page);
             }
-            self.last_outbound = now;
+            self.liveness.said(now);
         }
         // Also after an error: half a packet must not precede the next one.
         self.scratch.clear();
         result.map_err(|error| MachineError::Malformed(format!("{error:?}")))
     }
-}
-
-/// The packet id `steps` after `front`, counted in 1..=65535.
-fn packet_id_at(front: u16, steps: usize) -> u16 {
-    let steps = u32::try_from(steps % PACKET_IDS as usize).unwrap_or(0);
-    let zero_based = (u32::from(front).saturating_sub(1) + steps) % PACKET_IDS;
-    u16::try_from(zero_based + 1).unwrap_or(1)
-}
-
-/// How many steps `packet_id` is after `front`.
-fn index_of(front: u16, packet_id: u16) -> usize {
-    ((u32::from(packet_id) + PACKET_IDS - u32::from(front)) % PACKET_IDS) as usize
 }
 
 fn decoded_name(decoded: &Decoded) -> &'static str {
@@ -498,6 +443,9 @@ fn decoded_name(decoded: &Decoded) -> &'static str {
     }
 }
 
+#[cfg(test)]
+#[path = "machine_hearing_tests.rs"]
+mod hearing_tests;
 #[cfg(test)]
 #[path = "machine_tests.rs"]
 mod tests;

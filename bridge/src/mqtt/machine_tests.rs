@@ -1,12 +1,15 @@
 //! Tests of the client machine: packets in, packets out, time moved by hand.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::mqtt::terms::PublishError;
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
-fn start() -> Instant {
+pub(super) fn start() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -22,7 +25,7 @@ fn connecting(config: MachineConfig, now: Instant) -> Machine {
     Machine::new(config, params(), now).unwrap()
 }
 
-fn connected(config: MachineConfig, now: Instant) -> Machine {
+pub(super) fn connected(config: MachineConfig, now: Instant) -> Machine {
     let mut machine = connecting(config, now);
     sent(&mut machine);
     machine.receive(now, &[0x20, 2, 0, 0]).unwrap();
@@ -31,7 +34,7 @@ fn connected(config: MachineConfig, now: Instant) -> Machine {
 }
 
 /// Takes the whole output and decodes it with the codec's own rules.
-fn sent(machine: &mut Machine) -> Vec<Decoded> {
+pub(super) fn sent(machine: &mut Machine) -> Vec<Decoded> {
     let mut bytes = CodecBuffer::new();
     bytes.extend_from_slice(machine.output());
     machine.written(bytes.len());
@@ -48,7 +51,7 @@ fn acked(machine: &mut Machine) -> Vec<u64> {
     machine.drain_acked().collect()
 }
 
-fn puback(id: u16) -> [u8; 4] {
+pub(super) fn puback(id: u16) -> [u8; 4] {
     let [high, low] = id.to_be_bytes();
     [0x40, 2, high, low]
 }
@@ -195,7 +198,12 @@ fn packet_ids_wrap_around_without_zero() {
             panic!("{packets:?}")
         };
         let id = publish.packet_id.unwrap().get();
-        expected_id = expected_id.checked_add(1).unwrap_or(1);
+        // What is above is for subscriptions.
+        expected_id = if expected_id == 65_279 {
+            1
+        } else {
+            expected_id + 1
+        };
         assert_eq!(id, expected_id);
         machine.receive(now, &puback(id)).unwrap();
         assert_eq!(acked(&mut machine), [token]);
@@ -331,23 +339,11 @@ fn disconnect_is_written_once_and_ends_everything() {
 }
 
 #[test]
-fn publishes_from_the_hub_are_counted_and_not_acknowledged() {
-    let now = start();
-    let mut machine = connected(MachineConfig::default(), now);
-    machine
-        .receive(now, &[0x32, 6, 0, 1, b't', 0, 9, b'x'])
-        .unwrap();
-    assert_eq!(machine.ignored_publishes(), 1);
-    assert!(machine.output().is_empty());
-}
-
-#[test]
 fn packets_that_have_no_business_here_end_the_connection() {
     let now = start();
     for (bytes, packet) in [
         (&[0x20, 2, 0, 0][..], "CONNACK"),
         (&[0x50, 2, 0, 1], "PUBREC"),
-        (&[0x90, 3, 0, 1, 0], "SUBACK"),
         (&[0xc0, 0], "PINGREQ"),
         (&[0xe0, 0], "DISCONNECT"),
     ] {
@@ -421,7 +417,8 @@ proptest! {
         let expected: Vec<u64> =
             order.iter().map(|id| u64::from(order[usize::from(*id) - 1])).collect();
         prop_assert_eq!(acked(&mut machine), expected);
-        prop_assert_eq!(machine.ignored_publishes(), 40);
+        let publishes = std::iter::from_fn(|| machine.poll_event()).count();
+        prop_assert_eq!(publishes, 40);
         prop_assert_eq!(machine.in_flight(), 0);
     }
 

@@ -1,23 +1,41 @@
 //! MQTT 3.1.1 upstream: one connection per identity.
 //!
-//! [`Machine`] is the protocol without sockets; [`MqttTransport`] opens sessions for lanes. The
-//! sender's identity is the connection's; the credential is always our own hub's token, and the
-//! auth chain says on whose behalf it is used (upstream.md A3).
+//! [`Machine`] is the protocol without sockets; [`MqttTransport`] opens sessions for lanes. What
+//! goes up is `telemetry`, what comes down and what is asked is `hearing`. The identity is the
+//! connection's; the credential is always our own hub's token, and the auth chain says on whose
+//! behalf it is used (upstream.md A3).
 
+mod arrivals;
+#[cfg(test)]
+mod cloud_to_device_tests;
 mod frame;
+mod hearing;
+#[cfg(test)]
+mod hearing_tests;
+mod inbound;
+mod liveness;
 mod machine;
+mod replies;
+mod requests;
 mod session;
+#[cfg(test)]
+mod session_support;
+mod subscriptions;
+mod telemetry;
 mod terms;
+#[cfg(test)]
+mod twin_tests;
+mod window;
 
 use std::sync::Arc;
 
 use edgehub_auth::{sas_signer::TokenSource, scope_cache::ScopeCache};
-use edgehub_proto::{identity::Identity, username};
+use edgehub_proto::{hub::Downstream, identity::Identity, username};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-pub use machine::Machine;
-pub use terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError};
+pub use machine::{Machine, MachineEvent};
+pub use terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError, Received};
 
 use crate::{
     dial::Dialer,
@@ -40,6 +58,8 @@ pub struct MqttTransport {
     pub tokens: Arc<TokenSource>,
     /// Where auth chains come from.
     pub scope: Arc<ScopeCache>,
+    /// Where what arrives goes.
+    pub downstream: Arc<dyn Downstream>,
     /// Owner of the sessions' tasks.
     pub tasks: TaskTracker,
 }
@@ -56,10 +76,12 @@ struct Attempt {
 impl Transport for MqttTransport {
     fn open(&self, request: OpenRequest) {
         let attempt = self.prepare(&request.identity);
+        let downstream = Arc::clone(&self.downstream);
         self.tasks.spawn(async move {
             let OpenRequest {
                 session,
                 identity,
+                needs,
                 mut commands,
                 events,
             } = request;
@@ -72,6 +94,8 @@ impl Transport for MqttTransport {
                         session,
                         identity,
                         expires_at_ms,
+                        needs,
+                        downstream,
                         events,
                     };
                     attempt.run(context, &mut commands).await

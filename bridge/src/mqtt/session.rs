@@ -1,23 +1,28 @@
 //! One MQTT session: a connection for one identity, driven by one task.
 //!
-//! The task owns the socket and the state machine. Each turn it takes all waiting commands, writes
-//! the output in one go and reports all acknowledgements of a read in one event.
+//! The task owns the socket, the state machine and what there is to hear. Each turn it takes all
+//! waiting commands, writes the output in one go and reports all acknowledgements of a read in one
+//! event.
 
 use std::{sync::Arc, time::Duration};
 
-use edgehub_proto::{bag, identity::Identity, stored, topic};
+use edgehub_proto::{
+    hub::{Downstream, Needs},
+    identity::Identity,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, warn};
 
 use super::{
+    hearing::Hearing,
     machine::Machine,
-    terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError},
+    replies::Reply,
+    telemetry::{NoRoom, Telemetry},
+    terms::{Connack, ConnectParams, MachineConfig, MachineError},
 };
 use crate::{
-    counters::{self, SentCounters},
-    lanes::{CloseCause, Disposition, DropReason, Outgoing, SessionId},
+    lanes::{CloseCause, Outgoing, SessionId},
     limits,
     transport::{Command, SessionEvent},
 };
@@ -30,6 +35,8 @@ pub(super) struct SessionContext {
     pub(super) session: SessionId,
     pub(super) identity: Identity,
     pub(super) expires_at_ms: Option<u64>,
+    pub(super) needs: watch::Receiver<Needs>,
+    pub(super) downstream: Arc<dyn Downstream>,
     pub(super) events: mpsc::Sender<SessionEvent>,
 }
 
@@ -49,23 +56,19 @@ where
         Err(error) => return CloseCause::Local(error.to_string().into()),
     };
     let (reader, writer) = tokio::io::split(stream);
-    let counters = SentCounters::new(context.identity.clone());
+    let identity = context.identity.clone();
     let mut running = Running {
         reader,
         writer,
         machine,
+        telemetry: Telemetry::new(identity.clone()),
+        hearing: Hearing::new(identity, Arc::clone(&context.downstream)),
         context,
-        counters,
-        refused: Vec::new(),
-        is_open: false,
+        has_opened: false,
+        is_engaged: false,
         needs_flush: false,
     };
-    let cause = running.until_closed(commands).await;
-    let ignored = running.machine.ignored_publishes();
-    if ignored > 0 {
-        debug!(identity = %running.context.identity, ignored, "publishes from upstream ignored");
-    }
-    cause
+    running.until_closed(commands).await
 }
 
 struct Running<S> {
@@ -73,10 +76,12 @@ struct Running<S> {
     writer: WriteHalf<S>,
     machine: Machine,
     context: SessionContext,
-    counters: SentCounters,
-    /// Messages that cannot be sent, to be reported with the next acknowledgements.
-    refused: Vec<(u64, Disposition)>,
-    is_open: bool,
+    telemetry: Telemetry,
+    hearing: Hearing,
+    /// CONNACK came and is not reported.
+    has_opened: bool,
+    /// What was last reported.
+    is_engaged: bool,
     needs_flush: bool,
 }
 
@@ -84,7 +89,9 @@ struct Running<S> {
 enum Input {
     Command(Option<Command>),
     Flushed(std::io::Result<()>),
+    Needs,
     Read(std::io::Result<usize>),
+    Reply(Reply),
     TimedOut,
     Written(std::io::Result<usize>),
 }
@@ -94,27 +101,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Running<S> {
         let mut buffer = vec![0; limits::READ_CHUNK_BYTES];
         loop {
             let input = self.next_input(&mut buffer, commands).await;
-            let turn = match input {
-                Input::Command(Some(Command::Send(batch))) => self.send_all(batch, commands),
-                Input::Command(Some(Command::Close) | None) => Turn::Close,
-                Input::Read(Ok(0)) => Turn::End(self.lost("closed by the upstream")),
-                Input::Read(Ok(length)) => self.received(buffer.get(..length).unwrap_or_default()),
-                Input::Written(Ok(length)) => {
-                    self.machine.written(length);
-                    self.needs_flush = true;
-                    Turn::GoOn
-                }
-                Input::Flushed(Ok(())) => {
-                    self.needs_flush = false;
-                    Turn::GoOn
-                }
-                Input::TimedOut => match self.machine.handle_timeout(monotonic_now()) {
-                    Ok(()) => Turn::GoOn,
-                    Err(error) => Turn::End(cause_of(&error)),
-                },
-                Input::Read(Err(error))
-                | Input::Written(Err(error))
-                | Input::Flushed(Err(error)) => Turn::End(self.lost(&error.to_string())),
+            let turn = match self.take(input, &buffer, commands) {
+                Turn::GoOn => self.pursue(),
+                end => end,
             };
             self.report().await;
             match turn {
@@ -123,7 +112,13 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Running<S> {
                     self.say_goodbye().await;
                     return CloseCause::Requested;
                 }
-                Turn::End(cause) => return cause,
+                Turn::End(cause) => {
+                    if matches!(cause, CloseCause::Unsettled(_)) {
+                        // The link is fine: what is acknowledged must not come again too.
+                        self.say_goodbye().await;
+                    }
+                    return cause;
+                }
             }
         }
     }
@@ -137,9 +132,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Running<S> {
     ) -> Input {
         let output = self.machine.output();
         let has_output = !output.is_empty();
-        let deadline = self.machine.next_timeout().map(Instant::from_std);
+        let deadlines = [self.machine.next_timeout(), self.hearing.next_timeout()];
+        let deadline = deadlines.into_iter().flatten().min().map(Instant::from_std);
         tokio::select! {
             command = commands.recv() => Input::Command(command),
+            changed = self.context.needs.changed() => match changed {
+                Ok(()) => Input::Needs,
+                // Nobody wants the session any more.
+                Err(_) => Input::Command(None),
+            },
+            reply = self.hearing.next_reply(monotonic_now) => Input::Reply(reply),
             read = self.reader.read(buffer) => Input::Read(read),
             input = push(&mut self.writer, output), if has_output || self.needs_flush => input,
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
@@ -148,103 +150,135 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Running<S> {
         }
     }
 
-    fn received(&mut self, data: &[u8]) -> Turn {
-        let result = self.machine.receive(monotonic_now(), data);
-        match (result, self.machine.poll_connack()) {
-            (Err(error), _) => Turn::End(cause_of(&error)),
-            (Ok(()), Some(Connack::Accepted)) => {
-                self.is_open = true;
+    fn take(
+        &mut self,
+        input: Input,
+        buffer: &[u8],
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Turn {
+        match input {
+            Input::Command(Some(Command::Send(batch))) => self.send_all(batch, commands),
+            Input::Command(Some(Command::Request(requests))) => {
+                self.hearing.request(requests);
                 Turn::GoOn
             }
-            (Ok(()), Some(refusal)) => Turn::End(refused(refusal)),
-            (Ok(()), None) => Turn::GoOn,
+            Input::Command(Some(Command::Close) | None) => Turn::Close,
+            // Before CONNACK the newest needs are read when it comes.
+            Input::Needs if self.machine.is_connecting() => Turn::GoOn,
+            Input::Needs => {
+                let needs = *self.context.needs.borrow_and_update();
+                Turn::from(self.hearing.need(needs))
+            }
+            Input::Reply(reply) => {
+                let now = monotonic_now();
+                Turn::from(self.hearing.take_reply(&mut self.machine, now, reply))
+            }
+            Input::Read(Ok(0)) => Turn::End(self.lost("closed by the upstream")),
+            Input::Read(Ok(length)) => self.received(buffer.get(..length).unwrap_or_default()),
+            Input::Written(Ok(length)) => {
+                self.machine.written(length);
+                if self.machine.output().is_empty() {
+                    self.hearing.is_read();
+                }
+                self.needs_flush = true;
+                Turn::GoOn
+            }
+            Input::Flushed(Ok(())) => {
+                self.needs_flush = false;
+                Turn::GoOn
+            }
+            Input::TimedOut => {
+                self.hearing.handle_timeout(monotonic_now());
+                match self.machine.handle_timeout(monotonic_now()) {
+                    Ok(()) => Turn::GoOn,
+                    Err(error) => Turn::End(cause_of(&error)),
+                }
+            }
+            Input::Read(Err(error)) | Input::Written(Err(error)) | Input::Flushed(Err(error)) => {
+                Turn::End(self.lost(&error.to_string()))
+            }
         }
+    }
+
+    fn received(&mut self, data: &[u8]) -> Turn {
+        let now = monotonic_now();
+        let result = self.machine.receive(now, data);
+        match self.machine.poll_connack() {
+            None => {}
+            Some(Connack::Accepted) => {
+                self.has_opened = true;
+                let needs = *self.context.needs.borrow_and_update();
+                if let Err(cause) = self.hearing.need(needs) {
+                    return Turn::End(cause);
+                }
+            }
+            Some(refusal) => return Turn::End(refused(refusal)),
+        }
+        // What came before a fault still counts.
+        while let Some(event) = self.machine.poll_event() {
+            let taken = self.hearing.take_event(&mut self.machine, now, event);
+            if let Err(cause) = taken {
+                return Turn::End(cause);
+            }
+        }
+        result.map_or_else(|error| Turn::End(cause_of(&error)), |()| Turn::GoOn)
+    }
+
+    /// Does everything that the input has made possible.
+    fn pursue(&mut self) -> Turn {
+        if self.machine.is_connecting() {
+            return Turn::GoOn;
+        }
+        Turn::from(self.hearing.pursue(&mut self.machine, monotonic_now()))
     }
 
     /// Sends a batch and whatever else waits, so that it goes into the same write.
     fn send_all(&mut self, batch: Vec<Outgoing>, commands: &mut mpsc::Receiver<Command>) -> Turn {
         let mut batch = batch;
         loop {
-            if let Err(NoRoom) = self.send(batch) {
+            if let Err(NoRoom) = self.telemetry.send(&mut self.machine, batch) {
                 return Turn::End(CloseCause::Local("window overrun".into()));
             }
             batch = match commands.try_recv() {
                 Ok(Command::Send(more)) => more,
+                Ok(Command::Request(requests)) => {
+                    self.hearing.request(requests);
+                    Vec::new()
+                }
                 Ok(Command::Close) => return Turn::Close,
                 Err(_) => return Turn::GoOn,
             };
         }
     }
 
-    fn send(&mut self, batch: Vec<Outgoing>) -> Result<(), NoRoom> {
-        for outgoing in batch {
-            let token = outgoing.token;
-            if let Some(reason) = self.publish(outgoing)? {
-                self.refused.push((token, Disposition::Unsendable(reason)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts a message into the output, or says why it can never be sent.
-    fn publish(&mut self, outgoing: Outgoing) -> Result<Option<DropReason>, NoRoom> {
-        let Outgoing {
-            token,
-            priority,
-            resend,
-            entry,
-        } = outgoing;
-        let identity = &self.context.identity;
-        let message = match stored::decode_message(entry.message) {
-            Ok(message) => message,
-            Err(error) => {
-                warn!(%identity, offset = entry.offset, %error, "stored message is damaged");
-                counters::dropped(identity, String::new(), DropReason::CorruptRecord);
-                return Ok(Some(DropReason::CorruptRecord));
-            }
-        };
-        let topic = topic::telemetry(identity, &bag::encode_upstream(&message));
-        let output = counters::output_of(&message);
-        match self
-            .machine
-            .publish(monotonic_now(), token, resend, topic, &message.body)
-        {
-            Ok(()) => {
-                self.counters.sent(token, output, priority);
-                Ok(None)
-            }
-            Err(error @ (PublishError::TooLarge { .. } | PublishError::TopicTooLong { .. })) => {
-                warn!(%identity, offset = entry.offset, %error, "message cannot be sent over MQTT");
-                counters::dropped(identity, output.to_owned(), DropReason::TooLarge);
-                Ok(Some(DropReason::TooLarge))
-            }
-            Err(PublishError::NoRoom) => Err(NoRoom),
-        }
-    }
-
     /// Tells what happened in this turn.
     async fn report(&mut self) {
         let session = self.context.session;
-        if std::mem::take(&mut self.is_open) {
+        // A receiver is gone only when the whole bridge is.
+        if std::mem::take(&mut self.has_opened) {
             let expires_at_ms = self.context.expires_at_ms;
             let opened = SessionEvent::Opened {
                 session,
                 expires_at_ms,
             };
-            // The receiver is gone only when the whole bridge is.
             let _ = self.context.events.send(opened).await;
         }
-        let mut dispositions = std::mem::take(&mut self.refused);
-        for token in self.machine.drain_acked() {
-            self.counters.accepted(token);
-            dispositions.push((token, Disposition::Accepted));
-        }
+        let dispositions = self.telemetry.dispositions(&mut self.machine);
         if !dispositions.is_empty() {
             let disposed = SessionEvent::Disposed {
                 session,
                 dispositions,
             };
             let _ = self.context.events.send(disposed).await;
+        }
+        for (request, answer) in self.hearing.take_outcomes() {
+            let answered = SessionEvent::Answered { request, answer };
+            let _ = self.context.events.send(answered).await;
+        }
+        let engaged = self.hearing.is_engaged();
+        if std::mem::replace(&mut self.is_engaged, engaged) != engaged {
+            let engaged = SessionEvent::Engaged { session, engaged };
+            let _ = self.context.events.send(engaged).await;
         }
     }
 
@@ -277,18 +311,20 @@ async fn push<W: AsyncWrite + Unpin>(writer: &mut W, output: &[u8]) -> Input {
     }
 }
 
-/// The lane sent more than its window. Without an end of the session what has no room would wait
-/// for an answer that never comes.
-struct NoRoom;
-
 enum Turn {
     Close,
     End(CloseCause),
     GoOn,
 }
 
+impl From<Result<(), CloseCause>> for Turn {
+    fn from(result: Result<(), CloseCause>) -> Self {
+        result.map_or_else(Self::End, |()| Self::GoOn)
+    }
+}
+
 /// Monotonic time of the runtime: the one that its timers use and that tests can pause.
-fn monotonic_now() -> std::time::Instant {
+pub(super) fn monotonic_now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
@@ -308,11 +344,15 @@ fn cause_of(error: &MachineError) -> CloseCause {
     let text = Arc::<str>::from(error.to_string());
     match error {
         MachineError::ConnackTimeout(_) => CloseCause::Unreachable(text),
-        MachineError::AckStall(_) | MachineError::PingTimeout(_) => CloseCause::Lost(text),
+        MachineError::AckStall(_)
+        | MachineError::PingTimeout(_)
+        | MachineError::SubackTimeout(_) => CloseCause::Lost(text),
+        MachineError::Busy => CloseCause::Local(text),
         MachineError::Malformed(_)
         | MachineError::PacketTooLarge { .. }
         | MachineError::UnexpectedPacket { .. }
-        | MachineError::UnknownPacketId(_) => CloseCause::Protocol(text),
+        | MachineError::UnknownPacketId(_)
+        | MachineError::UnknownSubscription(_) => CloseCause::Protocol(text),
     }
 }
 

@@ -1,132 +1,17 @@
-//! A session over an in-memory pipe, with a tiny server on the codec at the other end. The clock is
-//! the runtime's, paused.
+//! The sending side of a session against the server of `session_support`. The clock is the runtime's,
+//! paused.
 
 use std::num::NonZeroU16;
 
 use bytes::Bytes;
 use edgehub_proto::message::{Message, Property, SystemProperty};
+use edgehub_proto::stored;
 use edgehub_storage::Entry;
-use ntex_bytes::{BytePages, BytesMut as CodecBuffer};
-use ntex_codec::{Decoder, Encoder};
-use ntex_mqtt::v3::codec::{Codec, ConnectAck, ConnectAckReason, Decoded, Encoded, Packet};
-use tokio::io::DuplexStream;
-use tokio::task::JoinHandle;
+use ntex_mqtt::v3::codec::{ConnectAckReason, Decoded, Packet};
 
+use super::super::session_support::start;
 use super::*;
-
-const SESSION: SessionId = SessionId(7);
-
-struct Server {
-    stream: DuplexStream,
-    codec: Codec,
-    buffer: CodecBuffer,
-    reads: usize,
-}
-
-impl Server {
-    async fn receive(&mut self) -> Option<Decoded> {
-        loop {
-            if let Some(packet) = self.codec.decode(&mut self.buffer).unwrap() {
-                return Some(packet);
-            }
-            let mut chunk = vec![0; 65_536];
-            let length = self.stream.read(&mut chunk).await.unwrap_or(0);
-            if length == 0 {
-                return None;
-            }
-            self.reads += 1;
-            self.buffer.extend_from_slice(&chunk[..length]);
-        }
-    }
-
-    async fn send(&mut self, packets: impl IntoIterator<Item = Packet>) {
-        let mut pages = BytePages::default();
-        for packet in packets {
-            self.codec
-                .encodev(Encoded::Packet(packet), &mut pages)
-                .unwrap();
-        }
-        self.stream.write_all(&pages.freeze()).await.unwrap();
-    }
-
-    async fn accept(&mut self, return_code: ConnectAckReason) {
-        let connect = self.receive().await;
-        assert!(
-            matches!(connect, Some(Decoded::Packet(Packet::Connect(_), _))),
-            "{connect:?}"
-        );
-        let ack = ConnectAck {
-            return_code,
-            session_present: false,
-        };
-        self.send([Packet::ConnectAck(ack)]).await;
-    }
-}
-
-struct Client {
-    commands: mpsc::Sender<Command>,
-    events: mpsc::Receiver<SessionEvent>,
-    task: JoinHandle<CloseCause>,
-}
-
-impl Client {
-    async fn opened(&mut self) {
-        let event = self.events.recv().await.unwrap();
-        let SessionEvent::Opened {
-            session,
-            expires_at_ms,
-        } = event
-        else {
-            panic!("{event:?}")
-        };
-        assert_eq!((session, expires_at_ms), (SESSION, Some(5000)));
-    }
-
-    async fn disposed(&mut self) -> Vec<(u64, Disposition)> {
-        let event = self.events.recv().await.unwrap();
-        let SessionEvent::Disposed { dispositions, .. } = event else {
-            panic!("{event:?}")
-        };
-        dispositions
-    }
-
-    async fn send(&self, batch: Vec<Outgoing>) {
-        self.commands.send(Command::Send(batch)).await.unwrap();
-    }
-}
-
-fn start(config: MachineConfig) -> (Client, Server) {
-    let (ours, theirs) = tokio::io::duplex(1024 * 1024);
-    let (commands, mut receiver) = mpsc::channel(100);
-    let (events_sender, events) = mpsc::channel(100);
-    let connect = ConnectParams {
-        client_id: "edge1/modA".into(),
-        user_name: "u".into(),
-        password: "p".into(),
-    };
-    let context = SessionContext {
-        session: SESSION,
-        identity: Identity::parse("edge1/modA").unwrap(),
-        expires_at_ms: Some(5000),
-        events: events_sender,
-    };
-    let task =
-        tokio::spawn(async move { run(ours, config, connect, context, &mut receiver).await });
-    let server = Server {
-        stream: theirs,
-        codec: Codec::new(),
-        buffer: CodecBuffer::new(),
-        reads: 0,
-    };
-    (
-        Client {
-            commands,
-            events,
-            task,
-        },
-        server,
-    )
-}
+use crate::lanes::{Disposition, DropReason};
 
 fn outgoing(token: u64, message: &Message) -> Outgoing {
     let entry = Entry {

@@ -1,6 +1,8 @@
 //! What goes into the MQTT machine beside bytes, and what its verdicts are called.
 
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
+
+use bytes::Bytes;
 
 /// What a [`Machine`](super::Machine) is allowed and how patient it is.
 #[derive(Clone, Debug)]
@@ -8,7 +10,7 @@ pub struct MachineConfig {
     /// Largest packet in either direction, in bytes after the fixed header. The input buffer never
     /// holds more than this and one read.
     pub packet_bytes_max: usize,
-    /// Unacknowledged publishes, 1 to 32,768.
+    /// Unacknowledged publishes, 1 to 32,639.
     pub window: usize,
     /// How long the CONNACK may take.
     pub connack_timeout: Duration,
@@ -18,9 +20,11 @@ pub struct MachineConfig {
     pub ping_interval: Duration,
     /// Silence after a probe that means a dead link.
     pub ping_timeout: Duration,
-    /// With publishes in flight, half of this is the silence before a probe and the other half the
+    /// With something unanswered, half of this is the silence before a probe and the other half the
     /// wait for its answer.
     pub ack_timeout: Duration,
+    /// How long the answer to SUBSCRIBE or UNSUBSCRIBE may take.
+    pub suback_timeout: Duration,
     /// Publishes in flight and no PUBACK for this long, although probes are answered: the
     /// connection is given up, because an acknowledgement that got lost never comes.
     pub ack_stall: Duration,
@@ -36,6 +40,7 @@ impl Default for MachineConfig {
             ping_interval: Duration::from_secs(40),
             ping_timeout: Duration::from_secs(20),
             ack_timeout: Duration::from_secs(20),
+            suback_timeout: Duration::from_secs(20),
             ack_stall: Duration::from_secs(300),
         }
     }
@@ -79,6 +84,21 @@ pub enum Connack {
     UnacceptableProtocol,
 }
 
+/// A PUBLISH from the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its topic.
+    pub topic: String,
+    /// Its payload.
+    pub payload: Bytes,
+    /// Its packet id, above QoS 0.
+    pub packet_id: Option<NonZeroU16>,
+    /// QoS 2, which nobody asked for.
+    pub is_exactly_once: bool,
+    /// It may have been sent before.
+    pub dup: bool,
+}
+
 /// Why a connection cannot go on. Every variant ends it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -86,6 +106,9 @@ pub enum MachineError {
     /// Publishes are in flight and no PUBACK came for [`MachineConfig::ack_stall`].
     #[error("no PUBACK for {0:?} although the server answers pings")]
     AckStall(Duration),
+    /// SUBSCRIBE or UNSUBSCRIBE was called while the one before is unanswered, or not connected.
+    #[error("subscriptions cannot be changed now")]
+    Busy,
     /// CONNECT was not answered.
     #[error("no CONNACK within {0:?}")]
     ConnackTimeout(Duration),
@@ -103,6 +126,9 @@ pub enum MachineError {
     /// Bytes that are not MQTT 3.1.1.
     #[error("malformed packet: {0}")]
     Malformed(String),
+    /// SUBSCRIBE or UNSUBSCRIBE was not answered.
+    #[error("no SUBACK within {0:?}")]
+    SubackTimeout(Duration),
     /// A packet that has no business here.
     #[error("unexpected {packet} while {state}")]
     UnexpectedPacket {
@@ -114,6 +140,9 @@ pub enum MachineError {
     /// A PUBACK for a packet id that is not in flight.
     #[error("PUBACK for packet id {0}, which is not in flight")]
     UnknownPacketId(u16),
+    /// A SUBACK or UNSUBACK that fits nothing that was asked.
+    #[error("SUBACK or UNSUBACK for packet id {0}, which does not fit what was asked")]
+    UnknownSubscription(u16),
 }
 
 /// Why a message was not taken by [`Machine::publish`](super::Machine::publish).

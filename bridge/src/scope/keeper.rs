@@ -7,7 +7,9 @@ use edgehub_auth::{
     scope_cache::{ScopeCache, ScopeChange},
     scope_tree::{Authentication, ServiceIdentity, Status},
 };
-use edgehub_proto::{auth_chain::AuthChain, identity::Identity, scope::ScopeResponse};
+use edgehub_proto::{
+    auth_chain::AuthChain, hub::Connectivity, identity::Identity, scope::ScopeResponse,
+};
 use edgehub_storage::{Store, StoreError};
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -23,7 +25,7 @@ use super::{
     refresh::Refreshes,
     walk::{Visit, Walk, WalkResult},
 };
-use crate::{connectivity::Connectivity, limits};
+use crate::limits;
 
 /// How often and how patiently the upstream is asked about the scope.
 #[derive(Clone, Debug)]

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use edgehub_proto::hub::Connectivity;
 use tokio::time::advance;
 use tokio_util::sync::CancellationToken;
 
 use super::super::keeper::ScopeConfig;
 use super::super::test_support::{FakeApi, Mood, keeper, module};
 use super::*;
-use crate::connectivity::Connectivity;
 use crate::test_support::{HeldClock, TestStore, eventually, id, settle_down};
 
 struct World {

@@ -10,7 +10,8 @@ use edgehub_bridge::{Bridge, BridgeConfig, BridgeDeps};
 use edgehub_broker::config::Settings;
 use edgehub_broker::routing::{DEFAULT_PRIORITY, UPSTREAM_ENDPOINT};
 use edgehub_proto::clock::Clock;
-use edgehub_proto::identity::EDGE_HUB_MODULE;
+use edgehub_proto::hub::{CloudToDevice, Downstream, MethodCall};
+use edgehub_proto::identity::{EDGE_HUB_MODULE, Identity};
 use edgehub_storage::{QueueId, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -69,6 +70,7 @@ pub(crate) fn start(
         tokens: Arc::new(tokens),
         tls: tls::client_config(&bundle)?,
         clock,
+        downstream: Arc::new(Unheard),
     };
     let via = if upstream.nested {
         "the parent"
@@ -77,4 +79,19 @@ pub(crate) fn start(
     };
     tracing::info!("Upstream is {via} at {}, over MQTT", upstream.host);
     Ok(Bridge::start(config, deps, tasks, stop)?)
+}
+
+/// Stands where the broker's services will: nothing is needed yet, so nothing arrives. What is
+/// dropped here is not answered, or delivered again.
+#[derive(Debug)]
+struct Unheard;
+
+impl Downstream for Unheard {
+    fn desired(&self, _: &Identity, _: bytes::Bytes) {}
+
+    fn method(&self, _: &Identity, _: MethodCall) {}
+
+    fn cloud_to_device(&self, _: &Identity, _: CloudToDevice) {}
+
+    fn established(&self, _: &Identity) {}
 }

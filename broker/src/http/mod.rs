@@ -6,7 +6,10 @@
 
 pub mod admin;
 pub mod limits;
+pub mod methods_api;
+mod patience;
 pub mod scope_api;
+pub mod websocket;
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +20,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use axum::http::HeaderValue;
 use axum::http::header::X_CONTENT_TYPE_OPTIONS;
 use axum::middleware::map_response;
@@ -36,6 +39,7 @@ use tokio_util::task::TaskTracker;
 use limits::{
     CONNECTION_MAX, FINISH_MAX, HANDSHAKE_MAX, HANDSHAKES_MAX, HEADER_BYTES_MAX, HEADER_READ_MAX,
 };
+use patience::Patience;
 
 /// What carries a listener's connections.
 #[derive(Clone)]
@@ -134,17 +138,28 @@ async fn serve<S>(stream: S, router: Router, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let patience = Patience::default();
+    let router = router.layer(Extension(patience.clone()));
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_READ_MAX)
             .max_buf_size(HEADER_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+            .with_upgrades()
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = stop.cancelled() => None,
-        () = tokio::time::sleep(CONNECTION_MAX) => None,
+        () = tokio::time::sleep(CONNECTION_MAX) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                biased;
+                () = patience.exhausted() => None,
+                ended = connection.as_mut() => Some(ended),
+                () = stop.cancelled() => None,
+            }
+        }
     };
     let ended = match ended {
         Some(ended) => ended,

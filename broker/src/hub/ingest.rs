@@ -17,7 +17,7 @@ use edgehub_proto::topic::PublishTopic;
 use edgehub_storage::{Append, AppendBatch, CommitProgress, CommitTicket};
 
 use super::Hub;
-use crate::routing::Plan;
+use crate::routing::{Plan, Router};
 use crate::telemetry::metrics::{self, DropReason};
 
 /// Outputs whose plan a connection keeps.
@@ -55,6 +55,8 @@ pub struct Ingest {
     hub: Arc<Hub>,
     sender: Identity,
     progress: Arc<CommitProgress>,
+    /// The routes that `ways` was made from.
+    router: Arc<Router>,
     ways: HashMap<Option<String>, Way>,
     batch: Vec<Append>,
     last_sequence: u64,
@@ -78,10 +80,12 @@ impl Ingest {
     /// The way of messages of `sender`.
     #[must_use]
     pub fn new(hub: Arc<Hub>, sender: Identity) -> Self {
+        let router = hub.router();
         Self {
             hub,
             sender,
             progress: CommitProgress::new(),
+            router,
             ways: HashMap::new(),
             batch: Vec::new(),
             last_sequence: 0,
@@ -130,7 +134,14 @@ impl Ingest {
             .system
             .get(SystemProperty::OutputName)
             .map(str::to_owned);
-        let way = Self::way(&mut self.ways, &self.hub, &self.sender, output);
+        self.follow_routes();
+        let way = Self::way(
+            &mut self.ways,
+            &self.hub,
+            &self.router,
+            &self.sender,
+            output,
+        );
         if message.size() > MAX_MESSAGE_BYTES {
             let label = way.label.clone();
             return self.dropped(DropReason::TooLarge, &label);
@@ -165,9 +176,18 @@ impl Ingest {
         })
     }
 
+    /// Forgets plans of routes that are not in force any more.
+    fn follow_routes(&mut self) {
+        if !self.hub.is_router(&self.router) {
+            self.router = self.hub.router();
+            self.ways.clear();
+        }
+    }
+
     fn way<'a>(
         ways: &'a mut HashMap<Option<String>, Way>,
         hub: &Hub,
+        router: &Router,
         sender: &Identity,
         output: Option<String>,
     ) -> &'a Way {
@@ -177,7 +197,7 @@ impl Ingest {
         ways.entry(output).or_insert_with_key(|output| {
             let label = hub.output_label(sender, output.as_deref());
             Way {
-                plan: hub.router.plan(sender, output.as_deref()),
+                plan: router.plan(sender, output.as_deref()),
                 received: metrics::messages_received(sender, &label),
                 label,
             }

@@ -17,6 +17,7 @@ pub use registry::{Registration, Registry, RegistryFull};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use edgehub_auth::authenticator::{
     AudienceHosts, Authenticator, AuthnError, Claim, Principal, Verdict, verify,
 };
@@ -25,6 +26,7 @@ use edgehub_proto::clock::Clock;
 use edgehub_proto::identity::Identity;
 use edgehub_storage::Store;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::routing::Router;
@@ -72,7 +74,7 @@ pub struct Hub {
     scope: Arc<ScopeCache>,
     hosts: AudienceHosts,
     authenticator: Arc<Authenticator>,
-    router: Router,
+    router: ArcSwap<Router>,
     store: Store,
     registry: Arc<Registry>,
     output_labels: Mutex<HashMap<Identity, HashSet<String>>>,
@@ -89,7 +91,7 @@ impl Hub {
             scope: parts.scope,
             hosts: parts.hosts,
             authenticator: parts.authenticator,
-            router: parts.router,
+            router: ArcSwap::from_pointee(parts.router),
             store: parts.store,
             registry: Registry::new(parts.connected_clients_max),
             output_labels: Mutex::new(HashMap::new()),
@@ -104,7 +106,11 @@ impl Hub {
     ///
     /// # Cancel safety
     /// Dropping the future registers nothing.
-    pub async fn connect(&self, claim: Claim) -> Result<Connected, ConnectError> {
+    pub async fn connect(
+        &self,
+        claim: Claim,
+        options: ConnectOptions,
+    ) -> Result<Connected, ConnectError> {
         let principal = match self.authenticator.authenticate(&claim).await {
             Ok(principal) => principal,
             Err(error) => {
@@ -112,7 +118,7 @@ impl Hub {
                 return Err(ConnectError::Refused(error));
             }
         };
-        let registration = self.registry.register(claim.clone())?;
+        let (registration, outbox) = self.registry.register(claim.clone())?;
         // The scope may have changed after the verdict, and `watch_scope` have looked at the live
         // connections before this one was among them.
         if let Some(error) = self.revoked(&claim) {
@@ -124,7 +130,47 @@ impl Hub {
         Ok(Connected {
             principal,
             registration,
+            outbox,
         })
+    }
+
+    /// The connection is subscribed to these from now on; to be said after each change and after a
+    /// session was restored. Idempotent.
+    pub fn subscribed(self: &Arc<Self>, registration: &Registration, features: Features) {
+        if !registration.set_features(features) {
+            return;
+        }
+    }
+
+    /// Answers a request for the client's twin through its outbox.
+    pub fn twin_get(self: &Arc<Self>, registration: &Registration, request_id: Arc<str>) {
+        let _ = (registration, request_id);
+    }
+
+    /// Takes a patch of reported properties; answers through the outbox when there is a request id.
+    pub fn twin_report(
+        self: &Arc<Self>,
+        registration: &Registration,
+        request_id: Option<Arc<str>>,
+        patch: bytes::Bytes,
+    ) {
+        let _ = (registration, request_id, patch);
+    }
+
+    /// Takes the client's answer to a direct method. No status: one that is no number.
+    pub fn method_response(
+        &self,
+        registration: &Registration,
+        request_id: &str,
+        status: Option<i32>,
+        payload: bytes::Bytes,
+    ) {
+        let _ = (registration, request_id, status, payload);
+    }
+
+    /// Takes what became of deliveries.
+    pub fn settled(&self, registration: &Registration, settled: &[(DeliveryToken, Settlement)]) {
+        let _ = (registration, settled);
     }
 
     /// Counts the end of a connection.
@@ -212,6 +258,22 @@ impl Hub {
         &self.store
     }
 
+    /// The routes in force.
+    #[must_use]
+    pub fn router(&self) -> Arc<Router> {
+        self.router.load_full()
+    }
+
+    /// Whether `router` is the one in force.
+    fn is_router(&self, router: &Arc<Router>) -> bool {
+        Arc::ptr_eq(&self.router.load(), router)
+    }
+
+    /// Puts other routes into force: for every message that is taken from now on.
+    pub fn set_router(&self, router: Router) {
+        self.router.store(Arc::new(router));
+    }
+
     /// The metric label of a module's output; the number of labels is bounded, because a client
     /// chooses the names.
     fn output_label(&self, sender: &Identity, output: Option<&str>) -> String {
@@ -228,6 +290,13 @@ impl Hub {
     }
 }
 
+/// How a client connects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectOptions {
+    /// Nothing of an earlier session counts: unsettled deliveries start anew.
+    pub clean_session: bool,
+}
+
 /// A client that may speak.
 #[derive(Debug)]
 pub struct Connected {
@@ -235,6 +304,8 @@ pub struct Connected {
     pub principal: Principal,
     /// Its place among the live connections; dropping it gives the place up.
     pub registration: Registration,
+    /// What the hub tells it.
+    pub outbox: mpsc::Receiver<ToClient>,
 }
 
 /// Why a client may not connect.

@@ -91,7 +91,7 @@ pub const C2D_STREAM: u16 = INPUT_SLOTS_MAX;
 /// A message that the client must acknowledge.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// What the head says with [`Settled`].
+    /// What the head settles it by.
     pub token: DeliveryToken,
     /// The input, for modules; empty for cloud-to-device.
     pub input: Arc<str>,

@@ -7,8 +7,11 @@ use std::sync::Arc;
 use edgehub_auth::authenticator::Claim;
 use edgehub_proto::identity::Identity;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
+use super::outlet::{Features, OUTBOX_EVENTS_MAX, OfferError, Outlet, ToClient};
 use crate::telemetry::metrics;
 
 /// The live connections of a hub.
@@ -30,6 +33,8 @@ struct Slot {
     generation: u64,
     close: CancellationToken,
     claim: Arc<Claim>,
+    outbox: mpsc::Sender<ToClient>,
+    features: Features,
 }
 
 /// The limit of `MaxConnectedClients` is reached (design.md D6).
@@ -55,11 +60,14 @@ impl Registry {
     }
 
     /// Registers a connection that was authenticated. A live one of the same identity is told
-    /// to close (spec/mqtt.md 2.7).
+    /// to close (spec/mqtt.md 2.7). The receiver is the new connection's outbox.
     ///
     /// # Errors
     /// When the limit is reached and the identity has no connection to take over.
-    pub fn register(self: &Arc<Self>, claim: Claim) -> Result<Registration, RegistryFull> {
+    pub fn register(
+        self: &Arc<Self>,
+        claim: Claim,
+    ) -> Result<(Registration, mpsc::Receiver<ToClient>), RegistryFull> {
         let mut state = self.state.lock();
         if state.slots.len() >= self.limit && !state.slots.contains_key(&claim.identity) {
             return Err(RegistryFull(state.slots.len()));
@@ -68,10 +76,13 @@ impl Registry {
         let generation = state.generation;
         let identity = claim.identity.clone();
         let close = CancellationToken::new();
+        let (outbox, events) = mpsc::channel(OUTBOX_EVENTS_MAX);
         let slot = Slot {
             generation,
             close: close.clone(),
             claim: Arc::new(claim),
+            outbox,
+            features: Features::default(),
         };
         if let Some(previous) = state.slots.insert(identity.clone(), slot) {
             previous.close.cancel();
@@ -85,12 +96,13 @@ impl Registry {
             }
         }
         metrics::connected_clients().set(count(&state));
-        Ok(Registration {
+        let registration = Registration {
             registry: Arc::clone(self),
             identity,
             generation,
             close,
-        })
+        };
+        Ok((registration, events))
     }
 
     /// How many connections are live.
@@ -114,6 +126,26 @@ impl Registry {
         state.slots.values().map(live).collect()
     }
 
+    /// Sets what a connection is subscribed to; nothing when it is not the live one any more.
+    fn set_features(&self, identity: &Identity, generation: u64, features: Features) -> bool {
+        let mut state = self.state.lock();
+        match state.slots.get_mut(identity) {
+            Some(slot) if slot.generation == generation => {
+                slot.features = features;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn is_live(&self, identity: &Identity, generation: u64) -> bool {
+        let state = self.state.lock();
+        state
+            .slots
+            .get(identity)
+            .is_some_and(|slot| slot.generation == generation)
+    }
+
     fn unregister(&self, identity: &Identity, generation: u64) {
         let mut state = self.state.lock();
         if let Entry::Occupied(slot) = state.slots.entry(identity.clone())
@@ -122,6 +154,35 @@ impl Registry {
             slot.remove();
         }
         metrics::connected_clients().set(count(&state));
+    }
+}
+
+impl Outlet for Registry {
+    fn offer(&self, to: &Identity, event: ToClient) -> Result<(), OfferError> {
+        let state = self.state.lock();
+        let slot = state.slots.get(to).ok_or(OfferError::NotConnected)?;
+        let features = slot.features;
+        let subscribed = match &event {
+            // The answer to a request is offered whatever the filters are: the head knows whether
+            // one matches its topic.
+            ToClient::TwinResponse(_) => true,
+            ToClient::Desired { .. } => features.desired,
+            ToClient::Method { .. } => features.methods,
+            ToClient::CloudToDevice(_) => features.cloud_to_device,
+            ToClient::Inputs(_) => features.inputs,
+        };
+        if !subscribed {
+            return Err(OfferError::NotSubscribed);
+        }
+        slot.outbox.try_send(event).map_err(|error| match error {
+            TrySendError::Full(_) => OfferError::Full,
+            // The connection's task has ended and gives its place up in a moment.
+            TrySendError::Closed(_) => OfferError::NotConnected,
+        })
+    }
+
+    fn features(&self, of: &Identity) -> Option<Features> {
+        self.state.lock().slots.get(of).map(|slot| slot.features)
     }
 }
 
@@ -144,6 +205,24 @@ pub struct Registration {
 }
 
 impl Registration {
+    /// Whose connection it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether this is still the identity's live connection: no newer one took its place.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.registry.is_live(&self.identity, self.generation)
+    }
+
+    /// States what the connection is subscribed to; false when it is not the live one any more.
+    pub(super) fn set_features(&self, features: Features) -> bool {
+        self.registry
+            .set_features(&self.identity, self.generation, features)
+    }
+
     /// Fires when this connection must end: taken over or revoked.
     #[must_use]
     pub fn closed(&self) -> &CancellationToken {
@@ -163,6 +242,12 @@ mod tests {
 
     use super::*;
 
+    type Client = (Registration, mpsc::Receiver<ToClient>);
+
+    fn register(registry: &Arc<Registry>, id: &str) -> Result<Client, RegistryFull> {
+        registry.register(claim(id))
+    }
+
     fn claim(id: &str) -> Claim {
         let identity = Identity::parse(id).unwrap();
         Claim {
@@ -175,8 +260,8 @@ mod tests {
     #[test]
     fn the_newest_connection_of_an_identity_wins() {
         let registry = Registry::new(10);
-        let old = registry.register(claim("d1")).unwrap();
-        let new = registry.register(claim("d1")).unwrap();
+        let (old, _) = register(&registry, "d1").unwrap();
+        let (new, _) = register(&registry, "d1").unwrap();
         assert!(old.closed().is_cancelled());
         assert!(!new.closed().is_cancelled());
         assert_eq!(registry.len(), 1);
@@ -193,20 +278,54 @@ mod tests {
     #[test]
     fn the_limit_counts_live_connections_and_not_take_overs() {
         let registry = Registry::new(2);
-        let first = registry.register(claim("d1")).unwrap();
-        let _second = registry.register(claim("d2")).unwrap();
-        assert_eq!(registry.register(claim("d3")).unwrap_err(), RegistryFull(2));
-        let _again = registry.register(claim("d1")).unwrap();
+        let (first, _) = register(&registry, "d1").unwrap();
+        let _second = register(&registry, "d2").unwrap();
+        assert_eq!(register(&registry, "d3").unwrap_err(), RegistryFull(2));
+        let _again = register(&registry, "d1").unwrap();
         drop(first);
-        assert_eq!(registry.register(claim("d3")).unwrap_err(), RegistryFull(2));
+        assert_eq!(register(&registry, "d3").unwrap_err(), RegistryFull(2));
     }
 
     #[test]
     fn ids_that_begin_alike_are_different() {
         let registry = Registry::new(10);
-        let one = registry.register(claim("edge1")).unwrap();
-        let _ten = registry.register(claim("edge10")).unwrap();
+        let (one, _) = register(&registry, "edge1").unwrap();
+        let _ten = register(&registry, "edge10").unwrap();
         assert!(!one.closed().is_cancelled());
         assert_eq!(registry.len(), 2);
+    }
+
+    #[test]
+    fn events_reach_the_live_connection_that_is_subscribed() {
+        let registry = Registry::new(10);
+        let desired = || ToClient::Desired {
+            version: 2,
+            patch: "{}".into(),
+        };
+        let offer = |event| registry.offer(&Identity::parse("d1").unwrap(), event);
+        assert_eq!(offer(desired()), Err(OfferError::NotConnected));
+        let (old, mut old_events) = register(&registry, "d1").unwrap();
+        assert_eq!(offer(desired()), Err(OfferError::NotSubscribed));
+        let features = Features {
+            desired: true,
+            ..Features::default()
+        };
+        assert!(old.set_features(features));
+        assert_eq!(offer(desired()), Ok(()));
+        assert!(old_events.try_recv().is_ok());
+
+        // The newer connection has subscriptions of its own, and the older one's say is over.
+        let (new, mut new_events) = register(&registry, "d1").unwrap();
+        assert!(!old.is_live() && new.is_live());
+        assert!(!old.set_features(features));
+        assert_eq!(offer(desired()), Err(OfferError::NotSubscribed));
+        assert!(new.set_features(features));
+        for _ in 0..OUTBOX_EVENTS_MAX {
+            assert_eq!(offer(desired()), Ok(()));
+        }
+        assert_eq!(offer(desired()), Err(OfferError::Full));
+        assert!(old_events.try_recv().is_err() && new_events.try_recv().is_ok());
+        drop(new);
+        assert_eq!(offer(desired()), Err(OfferError::NotConnected));
     }
 }

@@ -1,6 +1,13 @@
 //! What a connection's machine asks of its driver, and why it ends.
 
+use std::num::NonZeroU16;
+
 use bytes::Bytes;
+use ntex_bytes::ByteString;
+use ntex_mqtt::QoS;
+use ntex_mqtt::error::DecodeError;
+
+use crate::hub::DeliveryToken;
 
 #[cfg(doc)]
 use super::machine::Machine;
@@ -16,6 +23,29 @@ pub struct ConnectRequest {
     pub password: Option<String>,
     /// Clean session.
     pub clean_session: bool,
+    /// What is to be published when the connection ends without DISCONNECT.
+    pub will: Option<Will>,
+}
+
+/// A will. Its QoS is not kept: it goes into the store like everything else.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Will {
+    /// Topic, without wildcards, not empty.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// RETAIN bit.
+    pub retain: bool,
+}
+
+impl std::fmt::Debug for Will {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Will")
+            .field("topic", &self.topic)
+            .field("payload_bytes", &self.payload.len())
+            .field("retain", &self.retain)
+            .finish()
+    }
 }
 
 impl std::fmt::Debug for ConnectRequest {
@@ -25,6 +55,7 @@ impl std::fmt::Debug for ConnectRequest {
             .field("user_name", &self.user_name)
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("clean_session", &self.clean_session)
+            .field("will", &self.will)
             .finish()
     }
 }
@@ -33,7 +64,7 @@ impl std::fmt::Debug for ConnectRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incoming {
     /// Number of this publish on this connection, from 1. It is what [`Machine::committed`] and
-    /// [`Machine::dropped`] are told.
+    /// [`Machine::handled`] are told.
     pub sequence: u64,
     /// Whether the client waits for a PUBACK.
     pub acknowledged: bool,
@@ -42,7 +73,7 @@ pub struct Incoming {
     /// RETAIN bit.
     pub retain: bool,
     /// Topic, without wildcards, not empty.
-    pub topic: ntex_bytes::ByteString,
+    pub topic: ByteString,
     /// Payload: a slice of the read buffer, to be copied once into what is stored.
     pub payload: Bytes,
 }
@@ -53,8 +84,26 @@ pub enum Event {
     /// Authenticate, then [`Machine::accept`] or [`Machine::refuse`]. Nothing else comes until
     /// then.
     Connect(Box<ConnectRequest>),
-    /// Store it and call [`Machine::committed`] then, or drop it and call [`Machine::dropped`].
+    /// Store it and call [`Machine::committed`] then, or do something else with it and call
+    /// [`Machine::handled`].
     Publish(Incoming),
+    /// The client acknowledged this delivery.
+    Acknowledged(DeliveryToken),
+    /// Subscribe to the filters, which are well-formed and at least one, and answer with
+    /// [`Machine::subscribed`].
+    Subscribe {
+        /// What the answer names.
+        packet_id: NonZeroU16,
+        /// Filters and the QoS that is wished for.
+        filters: Vec<(ByteString, QoS)>,
+    },
+    /// Unsubscribe the filters and answer with [`Machine::unsubscribed`].
+    Unsubscribe {
+        /// What the answer names.
+        packet_id: NonZeroU16,
+        /// Filters.
+        filters: Vec<ByteString>,
+    },
     /// Write what is in the output, then close the connection.
     Close(CloseReason),
 }
@@ -99,4 +148,18 @@ pub enum CloseReason {
     /// QoS 2 (spec/mqtt.md 13.2).
     #[error("QoS 2 is not supported")]
     QoS2,
+}
+
+impl From<DecodeError> for CloseReason {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::MaxSizeExceeded { .. } => Self::TooLarge,
+            DecodeError::InvalidProtocol => Self::Malformed("protocol name"),
+            DecodeError::InvalidLength => Self::Malformed("length"),
+            DecodeError::UnsupportedPacketType => Self::Malformed("packet type"),
+            DecodeError::PacketIdRequired => Self::Malformed("packet id 0"),
+            DecodeError::Utf8Error => Self::Malformed("text is not UTF-8"),
+            _ => Self::Malformed("packet"),
+        }
+    }
 }

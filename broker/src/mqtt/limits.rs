@@ -38,3 +38,34 @@ pub const HANDSHAKES_MAX: usize = 256;
 
 /// Filters of one SUBSCRIBE or UNSUBSCRIBE.
 pub const FILTERS_MAX: usize = 50;
+
+/// Filters of one session. Further ones are refused with 0x80.
+pub const SESSION_FILTERS_MAX: usize = 100;
+
+/// Bytes of all filters of one session. Further ones are refused with 0x80.
+pub const SESSION_FILTER_BYTES_MAX: usize = 16_384;
+
+/// How long a SUBACK or UNSUBACK waits for the session to be stored, and CONNACK for an old one
+/// to be removed. A stuck disk must not stop a client that subscribes: it is answered then, and
+/// the session is stored when the disk works again.
+pub const SESSION_WRITE_MAX: Duration = Duration::from_secs(1);
+
+/// Answers to SUBSCRIBE and UNSUBSCRIBE that wait for their session to be stored. The oldest
+/// leaves at once when one more comes.
+pub const SESSION_ANSWERS_MAX: usize = 64;
+
+/// Bytes that a client has not read yet. Beyond it nothing more is read from it and no event is
+/// taken for it. One packet may pass the limit.
+pub const OUTPUT_BYTES_MAX: usize = 524_288;
+
+/// Largest packet that a client is sent: C# clients end the connection on a larger one
+/// (spec/mqtt.md 8.5).
+pub const CLIENT_PACKET_BYTES_MAX: usize = 262_144;
+
+/// Deliveries that a client may have unacknowledged, over all its queues. Their windows
+/// (design.md D17) are far below; it bounds what a fault there could cost.
+pub const OUTSTANDING_MAX: usize = 4_096;
+
+/// Deliveries that were taken from the outbox and wait for their packet id, or for room. Beyond it
+/// no event is taken.
+pub const WAITING_MAX: usize = 256;

@@ -1,34 +1,48 @@
 //! One MQTT 3.1.1 connection as a state machine: bytes and time in, events and bytes out.
 //!
 //! It knows no socket, no TLS and no WebSocket, and it knows nothing of stores or identities:
-//! whoever drives it authenticates, stores and routes, and says with [`Machine::committed`] how
-//! far. It acknowledges publishes in the order in which they arrived (MQTT-4.6.0-2), and only
-//! when they need no commit or theirs has happened; PINGRESP and SUBACK never wait for that.
+//! whoever drives it authenticates, stores, routes and subscribes, and says with
+//! [`Machine::committed`] how far. It acknowledges publishes in the order in which they arrived
+//! (MQTT-4.6.0-2), and only when they need no commit or theirs has happened; PINGRESP never waits
+//! for that, and a SUBACK only for its own session.
 //!
 //! Order of calls: [`Machine::receive`], then [`Machine::poll`] until it returns nothing, then
-//! [`Machine::output`] into the socket. [`Machine::deadline`] says when to call
-//! [`Machine::expired`]. After an [`Event::Close`] nothing is added to the output.
+//! [`Machine::output`] into the socket and [`Machine::written`] as it goes out.
+//! [`Machine::deadline`] says when to call [`Machine::expired`]. After an [`Event::Close`]
+//! nothing is added to the output.
+//!
+//! # What is bounded
+//! Publishes that wait for a commit ([`UNCOMMITTED_BYTES_MAX`]) and bytes that the client has not
+//! read ([`OUTPUT_BYTES_MAX`]): beyond either, no input is worked off and none is wanted.
+//! Deliveries are sent by [`Machine::deliver`] while [`Machine::has_room`]; the acknowledgements
+//! that come back are worked off at once, so they need no window.
 //!
 //! Contract: spec/mqtt.md sections 2, 7, 8 and 9; the packet codec is ntex-mqtt's, whose gaps
 //! (CONNECT flags, wildcards, lengths that lie) are checked in `strict` first.
 
-use std::collections::VecDeque;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ntex_bytes::{BytePages, BytesMut};
-use ntex_codec::{Decoder, Encoder};
+use ntex_bytes::BytesMut;
+use ntex_codec::Decoder;
 use ntex_mqtt::QoS;
 use ntex_mqtt::v3::codec::{
-    Codec, ConnectAck, ConnectAckReason, Decoded, Encoded, Packet, Publish, SubscribeReturnCode,
+    Codec, ConnectAck, ConnectAckReason, Decoded, Packet, Publish, SubscribeReturnCode,
 };
 
-pub use super::event::{CloseReason, ConnectRequest, Event, Incoming};
+pub use super::event::{CloseReason, ConnectRequest, Event, Incoming, Will};
+use super::incoming::Unacknowledged;
+#[cfg(doc)]
+use super::limits::OUTPUT_BYTES_MAX;
 use super::limits::{
     CONNECT_BYTES_MAX, FILTERS_MAX, PACKET_BYTES_MAX, PROGRESS_BYTES_MIN, PUBLISH_OVERHEAD_BYTES,
     UNCOMMITTED_BYTES_MAX,
 };
+use super::outgoing::{self, Outstanding, Place};
+use super::output::Output;
 use super::strict;
+use crate::hub::DeliveryToken;
 
 /// Times that bound a connection.
 #[derive(Clone, Copy, Debug)]
@@ -49,14 +63,17 @@ enum State {
     Closed,
 }
 
-/// A publish whose turn to be acknowledged has not come.
-#[derive(Debug)]
-struct Pending {
-    sequence: u64,
-    packet_id: Option<std::num::NonZeroU16>,
-    bytes: usize,
-    /// Needs no commit, or it is known to be dropped.
-    ready: bool,
+/// What became of a message for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It is in the output.
+    Written,
+    /// A client does not take packets of this size, or the topic is too long.
+    TooLarge,
+    /// Not now: its packet id is in use, or nobody is connected.
+    Waits,
+    /// The same delivery is on its way already: nothing was written.
+    Repeated,
 }
 
 /// One connection. Owned by its task.
@@ -66,19 +83,15 @@ pub struct Machine {
     codec: Codec,
     timing: Timing,
     input: BytesMut,
-    output: BytePages,
-    pending: VecDeque<Pending>,
-    pending_bytes: usize,
-    next_sequence: u64,
+    output: Output,
+    incoming: Unacknowledged,
+    outstanding: Outstanding,
     keep_alive: Duration,
     /// When the connection began, and once it is accepted the moment from which the client's
     /// silence is counted.
     heard_at: Instant,
     /// When the latest bytes arrived; they may be a part of a packet.
     received_at: Instant,
-    acks_written: u64,
-    /// An answer could not be encoded; the next [`Machine::poll`] closes.
-    unanswerable: bool,
 }
 
 impl Machine {
@@ -92,15 +105,12 @@ impl Machine {
             codec,
             timing,
             input: BytesMut::new(),
-            output: BytePages::default(),
-            pending: VecDeque::new(),
-            pending_bytes: 0,
-            next_sequence: 1,
+            output: Output::default(),
+            incoming: Unacknowledged::default(),
+            outstanding: Outstanding::default(),
             keep_alive: timing.keep_alive_max,
             heard_at: now,
             received_at: now,
-            acks_written: 0,
-            unanswerable: false,
         }
     }
 
@@ -119,7 +129,8 @@ impl Machine {
     #[must_use]
     pub fn wants_input(&self) -> bool {
         match self.state {
-            State::AwaitingConnect | State::Connected => self.pending_bytes < UNCOMMITTED_BYTES_MAX,
+            State::AwaitingConnect => true,
+            State::Connected => self.takes_packets(),
             // What arrives while CONNECT is decided waits, up to one read.
             State::Deciding => self.input.is_empty(),
             State::Closed => false,
@@ -128,7 +139,7 @@ impl Machine {
 
     /// The next thing to do, if any.
     pub fn poll(&mut self) -> Option<Event> {
-        if std::mem::take(&mut self.unanswerable) {
+        if self.output.take_failed() {
             self.state = State::Closed;
             return Some(Event::Close(CloseReason::Unanswerable));
         }
@@ -166,7 +177,7 @@ impl Machine {
         if self.state == State::Deciding {
             self.state = State::Connected;
             self.heard_at = now;
-            self.encode(Packet::ConnectAck(ConnectAck {
+            self.output.packet(Packet::ConnectAck(ConnectAck {
                 return_code: ConnectAckReason::ConnectionAccepted,
                 session_present,
             }));
@@ -175,7 +186,7 @@ impl Machine {
 
     /// Answers CONNECT with another code; the connection is to be closed after the output.
     pub fn refuse(&mut self, code: ConnectAckReason) {
-        self.encode(Packet::ConnectAck(ConnectAck {
+        self.output.packet(Packet::ConnectAck(ConnectAck {
             return_code: code,
             session_present: false,
         }));
@@ -183,42 +194,89 @@ impl Machine {
     }
 
     /// A publish needs no commit; its PUBACK leaves when its turn comes.
-    pub fn dropped(&mut self, sequence: u64) {
-        // The newest is the one that was just handed out, as a rule.
-        if let Some(entry) = self
-            .pending
-            .iter_mut()
-            .rev()
-            .find(|p| p.sequence == sequence)
-        {
-            entry.ready = true;
-        }
-        self.release(0);
+    pub fn handled(&mut self, sequence: u64) {
+        self.incoming.handled(sequence);
+        self.acknowledge();
     }
 
     /// Everything up to and including `sequence` is committed.
     pub fn committed(&mut self, sequence: u64) {
-        self.release(sequence);
+        self.incoming.committed(sequence);
+        self.acknowledge();
     }
 
-    /// Takes the bytes to write.
-    pub fn output(&mut self) -> Option<ntex_bytes::Bytes> {
-        if self.output.is_empty() {
-            None
-        } else {
-            Some(self.output.freeze())
+    /// Answers a SUBSCRIBE: one code for each of its filters, in their order.
+    pub fn subscribed(&mut self, packet_id: NonZeroU16, status: Vec<SubscribeReturnCode>) {
+        if self.state == State::Connected {
+            self.output
+                .packet(Packet::SubscribeAck { packet_id, status });
         }
     }
 
-    /// Whether there are bytes to write.
+    /// Answers an UNSUBSCRIBE.
+    pub fn unsubscribed(&mut self, packet_id: NonZeroU16) {
+        if self.state == State::Connected {
+            self.output.packet(Packet::UnsubscribeAck { packet_id });
+        }
+    }
+
+    /// Sends a message at QoS 0.
+    pub fn publish(&mut self, topic: String, payload: &[u8]) -> Sent {
+        if self.state != State::Connected {
+            return Sent::Waits;
+        }
+        if !outgoing::fits(&topic, payload) {
+            return Sent::TooLarge;
+        }
+        self.output.publish(topic, payload, None, false);
+        Sent::Written
+    }
+
+    /// Sends a delivery at QoS 1: its packet id follows from its token, and
+    /// [`Event::Acknowledged`] comes when the client has it. `redelivered` sets DUP.
+    pub fn deliver(
+        &mut self,
+        token: DeliveryToken,
+        redelivered: bool,
+        topic: String,
+        payload: &[u8],
+    ) -> Sent {
+        if self.state != State::Connected {
+            return Sent::Waits;
+        }
+        if !outgoing::fits(&topic, payload) {
+            return Sent::TooLarge;
+        }
+        match self.outstanding.take(token) {
+            Place::Busy => Sent::Waits,
+            Place::Repeated => Sent::Repeated,
+            Place::Taken(packet_id) => {
+                self.output
+                    .publish(topic, payload, Some(packet_id), redelivered);
+                Sent::Written
+            }
+        }
+    }
+
+    /// Whether the client has read enough to be sent more.
     #[must_use]
-    pub fn has_output(&self) -> bool {
-        !self.output.is_empty()
+    pub fn has_room(&self) -> bool {
+        self.output.has_room()
+    }
+
+    /// Takes the bytes to write. They count as not read until [`Machine::written`] says so.
+    pub fn output(&mut self) -> Option<ntex_bytes::Bytes> {
+        self.output.take()
+    }
+
+    /// So many bytes of what was taken went out.
+    pub fn written(&mut self, bytes: usize) {
+        self.output.written(bytes);
     }
 
     /// PUBACKs put into the output since the last call.
     pub fn take_acks_written(&mut self) -> u64 {
-        std::mem::take(&mut self.acks_written)
+        self.output.take_acks()
     }
 
     /// When [`Machine::expired`] must be asked, at the latest.
@@ -252,11 +310,21 @@ impl Machine {
     /// Publishes that were handed out and not acknowledged yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.pending.len()
+        self.incoming.len()
+    }
+
+    /// Deliveries that the client has not acknowledged.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    /// Whether the bounds allow to work off another packet.
+    fn takes_packets(&self) -> bool {
+        self.incoming.bytes() < UNCOMMITTED_BYTES_MAX && self.has_room()
     }
 
     /// Bytes that were received and not worked off.
-    #[cfg(test)]
     pub(super) fn buffered(&self) -> usize {
         self.input.len()
     }
@@ -287,15 +355,21 @@ impl Machine {
                     user_name: connect.username.map(|name| name.to_string()),
                     password: password.filter(|text| !text.is_empty()),
                     clean_session: connect.clean_session,
+                    will: connect.last_will.map(|will| Will {
+                        topic: will.topic.to_string(),
+                        // Copied: it is kept for the life of the connection, the read block not.
+                        payload: Bytes::copy_from_slice(&will.message),
+                        retain: will.retain,
+                    }),
                 }))))
             }
             Ok(_) => Err(CloseReason::FirstPacket),
-            Err(error) => Err(malformed(&error)),
+            Err(error) => Err(error.into()),
         }
     }
 
     fn poll_connected(&mut self) -> Result<Step, CloseReason> {
-        if self.pending_bytes >= UNCOMMITTED_BYTES_MAX {
+        if !self.takes_packets() {
             return Ok(Step::Starved);
         }
         let input = self.input.as_ref();
@@ -315,11 +389,7 @@ impl Machine {
             _ => {}
         }
         // The packet is complete, so the codec hands it out whole.
-        match self
-            .codec
-            .decode(&mut self.input)
-            .map_err(|e| malformed(&e))?
-        {
+        match self.codec.decode(&mut self.input)? {
             Some(Decoded::Publish(publish, payload, _)) => {
                 strict::publish(&publish)?;
                 Ok(Step::Event(self.incoming(publish, payload)))
@@ -333,7 +403,7 @@ impl Machine {
         match packet {
             Packet::PingRequest => {
                 strict::no_body(size)?;
-                self.encode(Packet::PingResponse);
+                self.output.packet(Packet::PingResponse);
             }
             Packet::Disconnect => {
                 strict::no_body(size)?;
@@ -344,21 +414,28 @@ impl Machine {
                 topic_filters,
             } => {
                 let filters = topic_filters.iter().map(|(filter, _)| filter.as_ref());
-                let count = strict::filters(filters, FILTERS_MAX)?;
-                // Sessions and deliveries come with the MQTT issue: until then nothing may
-                // believe that it will receive something.
-                let status = vec![SubscribeReturnCode::Failure; count];
-                self.encode(Packet::SubscribeAck { packet_id, status });
+                strict::filters(filters, FILTERS_MAX)?;
+                return Ok(Step::Event(Event::Subscribe {
+                    packet_id,
+                    filters: topic_filters,
+                }));
             }
             Packet::Unsubscribe {
                 packet_id,
                 topic_filters,
             } => {
                 strict::filters(topic_filters.iter().map(AsRef::as_ref), FILTERS_MAX)?;
-                self.encode(Packet::UnsubscribeAck { packet_id });
+                return Ok(Step::Event(Event::Unsubscribe {
+                    packet_id,
+                    filters: topic_filters,
+                }));
             }
-            // Nothing was sent that it could acknowledge: ignored (spec/mqtt.md 8.4).
-            Packet::PublishAck { .. } => {}
+            // In any order; one that no delivery waits for is ignored (spec/mqtt.md 8.4).
+            Packet::PublishAck { packet_id } => {
+                if let Some(token) = self.outstanding.acknowledged(packet_id) {
+                    return Ok(Step::Event(Event::Acknowledged(token)));
+                }
+            }
             Packet::Connect(_) => return Err(CloseReason::SecondConnect),
             Packet::PublishReceived { .. } => return Err(CloseReason::Unexpected("PUBREC")),
             Packet::PublishRelease { .. } => return Err(CloseReason::Unexpected("PUBREL")),
@@ -372,23 +449,13 @@ impl Machine {
     }
 
     fn incoming(&mut self, publish: Publish, payload: ntex_bytes::Bytes) -> Event {
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
         let bytes = payload.len() + publish.topic.len() + PUBLISH_OVERHEAD_BYTES;
-        self.pending_bytes += bytes;
-        let packet_id = if publish.qos == QoS::AtMostOnce {
-            None
-        } else {
-            publish.packet_id
+        let packet_id = match publish.qos {
+            QoS::AtMostOnce => None,
+            _ => publish.packet_id,
         };
-        self.pending.push_back(Pending {
-            sequence,
-            packet_id,
-            bytes,
-            ready: false,
-        });
         Event::Publish(Incoming {
-            sequence,
+            sequence: self.incoming.push(packet_id, bytes),
             acknowledged: packet_id.is_some(),
             duplicate: publish.dup,
             retain: publish.retain,
@@ -397,32 +464,14 @@ impl Machine {
         })
     }
 
-    fn release(&mut self, committed: u64) {
-        while let Some(front) = self.pending.front() {
-            if !front.ready && front.sequence > committed {
-                return;
-            }
-            self.pending_bytes -= front.bytes;
-            let packet_id = front.packet_id;
-            self.pending.pop_front();
+    /// Writes the PUBACKs whose turn has come.
+    fn acknowledge(&mut self) {
+        while let Some(packet_id) = self.incoming.pop() {
             if let Some(packet_id) = packet_id
                 && self.state == State::Connected
             {
-                self.acks_written += 1;
-                self.encode(Packet::PublishAck { packet_id });
+                self.output.packet(Packet::PublishAck { packet_id });
             }
-        }
-    }
-
-    fn encode(&mut self, packet: Packet) {
-        // Packets of this size and shape cannot fail to encode. A failure would be a bug of the
-        // codec; the connection ends then, because the peer would wait in vain.
-        if let Err(error) = self
-            .codec
-            .encodev(Encoded::Packet(packet), &mut self.output)
-        {
-            tracing::error!("an MQTT packet could not be encoded: {error:?}");
-            self.unanswerable = true;
         }
     }
 }
@@ -438,19 +487,5 @@ fn idle_limit(keep_alive_secs: u16, cap: Duration) -> Duration {
     match keep_alive_secs {
         0 => cap,
         seconds => (Duration::from_secs(u64::from(seconds)) * 3 / 2).min(cap),
-    }
-}
-
-fn malformed(error: &ntex_mqtt::error::DecodeError) -> CloseReason {
-    use ntex_mqtt::error::DecodeError;
-    match error {
-        DecodeError::MaxSizeExceeded { .. } => CloseReason::TooLarge,
-        DecodeError::InvalidProtocol => CloseReason::Malformed("protocol name"),
-        DecodeError::InvalidLength => CloseReason::Malformed("length"),
-        DecodeError::MalformedPacket => CloseReason::Malformed("packet"),
-        DecodeError::UnsupportedPacketType => CloseReason::Malformed("packet type"),
-        DecodeError::PacketIdRequired => CloseReason::Malformed("packet id 0"),
-        DecodeError::Utf8Error => CloseReason::Malformed("text is not UTF-8"),
-        _ => CloseReason::Malformed("packet"),
     }
 }

@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 
 use mqttbytes::v4::{Packet, SubscribeReasonCode};
+use ntex_mqtt::v3::codec::SubscribeReturnCode;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::limits::{PACKET_BYTES_MAX, PUBLISH_OVERHEAD_BYTES, UNCOMMITTED_BYTES_MAX};
+use super::fuzz::{fuzz_bytes, fuzz_packets};
+use super::limits::{PUBLISH_OVERHEAD_BYTES, UNCOMMITTED_BYTES_MAX};
 use super::machine::Event;
 use super::test_packets::*;
 
@@ -121,10 +123,15 @@ impl Model {
         let mut events = VecDeque::new();
         // As the driver does: each event is dealt with before the next is asked for.
         while let Some(event) = self.peer.machine.poll() {
+            if let Event::Subscribe { .. } | Event::Unsubscribe { .. } = &event {
+                self.packets_before_event(&mut expected);
+                self.answer(&event, &mut expected);
+                continue;
+            }
             let Event::Publish(publish) = event else {
                 panic!("{event:?}")
             };
-            self.packets_before_publish(&mut expected);
+            self.packets_before_event(&mut expected);
             let (_, packet) = self.sent.pop_front().expect("a publish that was sent");
             let Sent::Publish { id, size, dropped } = packet else {
                 panic!("{packet:?}")
@@ -144,12 +151,12 @@ impl Model {
                 dropped,
             });
             if dropped {
-                self.peer.machine.dropped(sequence);
+                self.peer.machine.handled(sequence);
                 self.acknowledge(&mut expected);
             }
             events.push_back(publish);
         }
-        self.packets_before_publish(&mut expected);
+        self.packets_before_event(&mut expected);
         let behind = self
             .sent
             .front()
@@ -176,26 +183,37 @@ impl Model {
         assert_eq!(self.peer.machine.in_flight(), self.waiting.len());
     }
 
-    /// Whole packets in front of the next publish were answered at once, unless the byte limit
+    /// Whole packets in front of the next event were answered at once, unless the byte limit
     /// holds them back.
-    fn packets_before_publish(&mut self, expected: &mut Vec<Packet>) {
+    fn packets_before_event(&mut self, expected: &mut Vec<Packet>) {
         while self.waiting_bytes() < UNCOMMITTED_BYTES_MAX
             && self.sent.front().is_some_and(|(end, packet)| {
-                *end <= self.received && !matches!(packet, Sent::Publish { .. })
+                *end <= self.received && matches!(packet, Sent::Ping | Sent::StrayAck(_))
             })
         {
-            match self.sent.pop_front().unwrap().1 {
-                Sent::Ping => expected.push(Packet::PingResp),
-                Sent::Subscribe(id, count) => {
-                    let codes = vec![SubscribeReasonCode::Failure; count];
-                    expected.push(Packet::SubAck(mqttbytes::v4::SubAck::new(id, codes)));
-                }
-                Sent::Unsubscribe(id) => {
-                    expected.push(Packet::UnsubAck(mqttbytes::v4::UnsubAck::new(id)));
-                }
-                Sent::StrayAck(_) | Sent::Publish { .. } => {}
+            if let (_, Sent::Ping) = self.sent.pop_front().unwrap() {
+                expected.push(Packet::PingResp);
             }
         }
+    }
+
+    /// The driver refuses every filter, at once.
+    fn answer(&mut self, event: &Event, expected: &mut Vec<Packet>) {
+        let (_, packet) = self.sent.pop_front().expect("a packet that was sent");
+        let count = match packet {
+            Sent::Subscribe(id, count) => {
+                let codes = vec![SubscribeReasonCode::Failure; count];
+                expected.push(Packet::SubAck(mqttbytes::v4::SubAck::new(id, codes)));
+                count
+            }
+            Sent::Unsubscribe(id) => {
+                expected.push(Packet::UnsubAck(mqttbytes::v4::UnsubAck::new(id)));
+                0
+            }
+            other => panic!("{other:?}"),
+        };
+        self.peer
+            .answer(event, &vec![SubscribeReturnCode::Failure; count]);
     }
 
     /// Everything at the head that needs no commit, or has it, is acknowledged; nothing else.
@@ -248,48 +266,6 @@ impl Model {
     }
 }
 
-/// Feeds bytes that may be anything; what is handed out is dropped or committed.
-fn survive(parts: &[&[u8]], drop_all: bool) {
-    let mut peer = Peer::new();
-    let (mut read, mut written) = (0, 0);
-    let mut closed = false;
-    for part in parts {
-        if !peer.machine.wants_input() {
-            break;
-        }
-        read += part.len();
-        peer.machine.receive(part, peer.now);
-        while let Some(event) = peer.machine.poll() {
-            assert!(!closed, "nothing comes after the close: {event:?}");
-            match event {
-                Event::Connect(_) => peer.machine.accept(false, peer.now),
-                Event::Publish(publish) if drop_all => peer.machine.dropped(publish.sequence),
-                Event::Publish(publish) => peer.machine.committed(publish.sequence),
-                Event::Close(_) => closed = true,
-            }
-        }
-        written += peer.machine.output().map_or(0, |bytes| bytes.len());
-        let buffered_max = PACKET_BYTES_MAX as usize + 5 + part.len();
-        assert!(peer.machine.buffered() <= buffered_max);
-        // No packet makes us say more than the client did, but for the CONNACK.
-        assert!(written <= read + 4, "{written} bytes for {read}");
-        assert_eq!(closed, !peer.machine.wants_input());
-    }
-}
-
-fn cut<'a>(mut stream: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
-    let mut parts = Vec::new();
-    for size in sizes.iter().cycle() {
-        if stream.is_empty() {
-            break;
-        }
-        let (now, later) = stream.split_at((*size).min(stream.len()));
-        parts.push(now);
-        stream = later;
-    }
-    parts
-}
-
 proptest! {
     #[test]
     fn any_dialogue_is_answered_as_the_model_says(
@@ -301,13 +277,8 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_survived(
-        bytes in proptest::collection::vec(any::<u8>(), 0..400),
-        sizes in proptest::collection::vec(1usize..50, 1..8),
-        connected in any::<bool>(),
-    ) {
-        let stream = if connected { [connect(60), bytes].concat() } else { bytes };
-        survive(&cut(&stream, &sizes), connected);
+    fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fuzz_bytes(&bytes);
     }
 
     #[test]
@@ -315,10 +286,9 @@ proptest! {
         packets in proptest::collection::vec(sent(40), 1..12),
         damage in proptest::collection::vec((any::<Index>(), any::<u8>()), 0..6),
         cuts in proptest::collection::vec((any::<Index>(), any::<Index>()), 0..3),
-        sizes in proptest::collection::vec(1usize..200, 1..8),
-        drop_all in any::<bool>(),
+        how in any::<u8>(),
     ) {
-        let mut stream = connect(60);
+        let mut stream = vec![how | 0x80];
         for packet in &packets {
             stream.extend(packet.bytes());
         }
@@ -333,7 +303,15 @@ proptest! {
             let (from, to) = (from.index(stream.len()), to.index(stream.len()));
             stream.drain(from.min(to)..from.max(to));
         }
-        survive(&cut(&stream, &sizes), drop_all);
+        fuzz_bytes(&stream);
+    }
+
+    /// The oracle of the fuzz target, on dialogues that are random from their first step.
+    #[test]
+    fn any_dialogue_with_deliveries_goes_as_the_oracle_says(
+        steps in proptest::collection::vec(any::<u8>(), 0..1_500),
+    ) {
+        fuzz_packets(&steps);
     }
 }
 

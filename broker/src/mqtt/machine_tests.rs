@@ -1,8 +1,9 @@
 //! The machine packet by packet: acknowledgements, every packet in every state, malformed
 //! packets, packets in pieces (testing.md S4, S5; spec/mqtt.md 2, 7, 8, 9).
 
-use mqttbytes::v4::{ConnectReturnCode, Packet, SubscribeReasonCode};
-use ntex_mqtt::v3::codec::ConnectAckReason;
+use mqttbytes::v4::{ConnectReturnCode, Packet, SubAck, SubscribeReasonCode, UnsubAck};
+use ntex_mqtt::QoS;
+use ntex_mqtt::v3::codec::{ConnectAckReason, SubscribeReturnCode};
 
 use super::machine::{CloseReason, Event};
 use super::test_packets::*;
@@ -50,13 +51,13 @@ fn a_dropped_publish_is_acknowledged_in_its_turn() {
     let mut peer = Peer::connected(60);
     let stream: Vec<u8> = (1..=4).flat_map(|id| publish1(TOPIC, id, b"x")).collect();
     peer.publishes(&stream);
-    peer.machine.dropped(1);
+    peer.machine.handled(1);
     assert_eq!(peer.acked(), [1], "nothing is in front of it");
-    peer.machine.dropped(3);
+    peer.machine.handled(3);
     assert!(peer.acked().is_empty(), "2 is not committed");
     peer.machine.committed(2);
     assert_eq!(peer.acked(), [2, 3]);
-    peer.machine.dropped(4);
+    peer.machine.handled(4);
     assert_eq!(peer.acked(), [4]);
 }
 
@@ -93,24 +94,43 @@ fn pings_and_subscriptions_never_wait_for_commits() {
     let mut peer = Peer::connected(60);
     let mut stream = publish1(TOPIC, 1, b"x");
     stream.extend(PINGREQ);
-    stream.extend(subscribe(
-        2,
-        &[("$iothub/methods/POST/#", 0), ("a/+/b", 1), ("#", 2)],
-    ));
+    stream.extend(subscribe(2, &[("$iothub/methods/POST/#", 0), ("#", 2)]));
     stream.extend(unsubscribe(3, &["a/+/b"]));
     stream.extend(publish1(TOPIC, 4, b"x"));
-    assert_eq!(peer.publishes(&stream).len(), 2);
-    let answers = peer.answers();
+    let events = peer.feed(&stream);
     let [
-        Packet::PingResp,
-        Packet::SubAck(suback),
-        Packet::UnsubAck(unsuback),
-    ] = &answers[..]
+        Event::Publish(_),
+        subscribe @ Event::Subscribe { filters, .. },
+        unsubscribe,
+        Event::Publish(_),
+    ] = &events[..]
     else {
-        panic!("{answers:?}");
+        panic!("{events:?}");
     };
-    assert_eq!((suback.pkid, unsuback.pkid), (2, 3));
-    assert_eq!(suback.return_codes, [SubscribeReasonCode::Failure; 3]);
+    let filters: Vec<_> = filters
+        .iter()
+        .map(|(filter, qos)| (&**filter, *qos))
+        .collect();
+    let expected = [
+        ("$iothub/methods/POST/#", QoS::AtMostOnce),
+        ("#", QoS::ExactlyOnce),
+    ];
+    assert_eq!(filters, expected);
+    assert_eq!(peer.answers(), [Packet::PingResp]);
+    let granted = SubscribeReturnCode::Success(QoS::AtLeastOnce);
+    peer.answer(subscribe, &[granted, SubscribeReturnCode::Failure]);
+    peer.answer(unsubscribe, &[]);
+    let codes = vec![
+        SubscribeReasonCode::Success(mqttbytes::QoS::AtLeastOnce),
+        SubscribeReasonCode::Failure,
+    ];
+    let answers = [
+        Packet::SubAck(SubAck::new(2, codes)),
+        Packet::UnsubAck(UnsubAck::new(3)),
+    ];
+    assert_eq!(peer.answers(), answers);
+    peer.machine.committed(2);
+    assert_eq!(peer.acked(), [1, 4]);
 }
 
 #[test]
@@ -228,19 +248,16 @@ fn every_packet_does_in_a_session_what_the_contract_says() {
         let mut peer = Peer::connected(60);
         let events = peer.feed(&bytes);
         assert_eq!(closed(&events), then, "{name}");
-        let handed_out = events
-            .iter()
-            .any(|event| matches!(event, Event::Publish(_)));
-        assert_eq!(
-            handed_out,
-            matches!(name, "PUBLISH 0" | "PUBLISH 1"),
-            "{name}"
-        );
-        assert_eq!(
-            peer.answers().len(),
-            usize::from(matches!(name, "SUBSCRIBE" | "UNSUBSCRIBE" | "PINGREQ")),
-            "{name}"
-        );
+        let handed_out = events.iter().any(|event| {
+            matches!(
+                event,
+                Event::Publish(_) | Event::Subscribe { .. } | Event::Unsubscribe { .. }
+            )
+        });
+        let expected = ["PUBLISH 0", "PUBLISH 1", "SUBSCRIBE", "UNSUBSCRIBE"];
+        assert_eq!(handed_out, expected.contains(&name), "{name}");
+        let answered = usize::from(name == "PINGREQ");
+        assert_eq!(peer.answers().len(), answered, "{name}");
     }
 }
 
@@ -437,6 +454,9 @@ fn connect_hands_out_what_it_says() {
     assert_eq!(request.password.as_deref(), Some("token"));
     assert!(request.clean_session);
     assert!(!format!("{request:?}").contains("token"));
+    let will = request.will.as_ref().unwrap();
+    assert_eq!((will.topic.as_str(), will.retain), ("t", true));
+    assert_eq!(&will.payload[..], [0u8; 300]);
 
     let mut peer = Peer::new();
     let events = peer.feed(&connect_with(
@@ -448,6 +468,7 @@ fn connect_hands_out_what_it_says() {
         panic!("{events:?}")
     };
     assert_eq!(request.password, None, "an empty password is none");
+    assert_eq!(request.will, None);
     assert!(!request.clean_session);
 }
 
@@ -472,8 +493,12 @@ fn one_byte_at_a_time_makes_no_difference() {
                 if let Event::Connect(_) = event {
                     peer.machine.accept(false, peer.now);
                 }
-                if let Event::Publish(publish) = &event {
-                    peer.machine.committed(publish.sequence);
+                match &event {
+                    Event::Publish(publish) => peer.machine.committed(publish.sequence),
+                    Event::Subscribe { .. } | Event::Unsubscribe { .. } => {
+                        peer.answer(&event, &[SubscribeReturnCode::Failure]);
+                    }
+                    _ => {}
                 }
                 seen.push(format!("{event:?}"));
             }
@@ -482,7 +507,7 @@ fn one_byte_at_a_time_makes_no_difference() {
         (seen, answers)
     };
     let whole = run(vec![&stream]);
-    assert_eq!(whole.0.len(), 5, "{:?}", whole.0);
+    assert_eq!(whole.0.len(), 7, "{:?}", whole.0);
     assert_eq!(run(stream.chunks(1).collect()), whole);
     let (head, tail) = stream.split_at(after_connect + 1);
     assert_eq!(run(vec![head, tail]), whole);

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use edgehub_proto::clock::{Clock, ManualClock};
-use mqttbytes::v4::{self, Packet};
+use mqttbytes::v4::{self, Packet, Publish};
+use ntex_mqtt::v3::codec::SubscribeReturnCode;
 
 use super::machine::{Event, Incoming, Machine, Timing};
 
@@ -151,9 +152,32 @@ impl Peer {
 
     /// What the client reads, decoded.
     pub(super) fn answers(&mut self) -> Vec<Packet> {
-        self.machine
-            .output()
-            .map_or_else(Vec::new, |bytes| decode(&bytes))
+        let Some(bytes) = self.machine.output() else {
+            return Vec::new();
+        };
+        self.machine.written(bytes.len());
+        decode(&bytes)
+    }
+
+    /// What the client reads, when that is PUBLISHes only.
+    pub(super) fn delivered(&mut self) -> Vec<Publish> {
+        let only = |packet| match packet {
+            Packet::Publish(publish) => publish,
+            other => panic!("{other:?}"),
+        };
+        self.answers().into_iter().map(only).collect()
+    }
+
+    /// Grants a SUBSCRIBE with these codes, or answers an UNSUBSCRIBE.
+    pub(super) fn answer(&mut self, event: &Event, codes: &[SubscribeReturnCode]) {
+        match event {
+            Event::Subscribe { packet_id, filters } => {
+                assert_eq!(filters.len(), codes.len());
+                self.machine.subscribed(*packet_id, codes.to_vec());
+            }
+            Event::Unsubscribe { packet_id, .. } => self.machine.unsubscribed(*packet_id),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Packet ids of the PUBACKs that the client reads; anything else is a failure.

@@ -64,14 +64,7 @@ impl Router {
         let mut bad = Vec::new();
         for (name, text) in texts {
             match Route::parse(text) {
-                Ok(route) => {
-                    let endpoint = route.sink.endpoint(own_device);
-                    let queue = store.queue(&QueueId {
-                        endpoint,
-                        priority: DEFAULT_PRIORITY,
-                    })?;
-                    routes.push(ActiveRoute { route, queue });
-                }
+                Ok(route) => routes.push(route),
                 Err(error) => bad.push(BadRoute {
                     name: name.clone(),
                     error,
@@ -79,20 +72,65 @@ impl Router {
             }
         }
         Ok((
-            Self {
-                routes: routes.into(),
-                time_to_live,
-            },
+            Self::from_routes(routes, own_device, time_to_live, store)?,
             bad,
         ))
+    }
+
+    /// Opens the queues of routes that were parsed. Blocks while a new queue is committed.
+    ///
+    /// # Errors
+    /// When the store cannot open a queue.
+    pub fn from_routes(
+        routes: impl IntoIterator<Item = Route>,
+        own_device: &str,
+        time_to_live: Option<Duration>,
+        store: &Store,
+    ) -> Result<Self, StoreError> {
+        let active = |route: Route| {
+            let endpoint = route.sink.endpoint(own_device);
+            let queue = store.queue(&QueueId {
+                endpoint,
+                priority: DEFAULT_PRIORITY,
+            })?;
+            Ok(ActiveRoute { route, queue })
+        };
+        let routes: Result<Vec<_>, StoreError> = routes.into_iter().map(active).collect();
+        Ok(Self {
+            routes: routes?.into(),
+            time_to_live,
+        })
+    }
+
+    /// The queues of all module inputs that routes lead to, each once, in a fixed order.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<InputQueue> {
+        let mut inputs = BTreeMap::new();
+        for active in self.routes.iter() {
+            if let Sink::Input { module, input } = &active.route.sink {
+                let id = active.queue.id();
+                let key = (id.endpoint.clone(), id.priority);
+                inputs.entry(key).or_insert_with(|| InputQueue {
+                    module: module.clone(),
+                    input: input.clone(),
+                    queue: active.queue.clone(),
+                });
+            }
+        }
+        inputs.into_values().collect()
     }
 
     /// Where messages of `sender` with `output` go. At most one copy for each endpoint.
     #[must_use]
     pub fn plan(&self, sender: &Identity, output: Option<&str>) -> Plan {
-        let path = SourcePath::telemetry(sender, output);
+        self.plan_of(&SourcePath::telemetry(sender, output))
+    }
+
+    /// Where messages from `path` go. At most one copy for each endpoint.
+    #[must_use]
+    pub fn plan_of(&self, path: &SourcePath) -> Plan {
         let mut queues: BTreeMap<String, Queue> = BTreeMap::new();
-        for active in self.routes.iter().filter(|a| a.route.source.matches(&path)) {
+        for active in self.routes.iter().filter(|a| a.route.source.matches(path)) {
             queues.insert(active.queue.id().endpoint.clone(), active.queue.clone());
         }
         Plan {
@@ -112,6 +150,17 @@ impl Router {
     pub fn is_empty(&self) -> bool {
         self.routes.is_empty()
     }
+}
+
+/// The queue of a module's input.
+#[derive(Clone, Debug)]
+pub struct InputQueue {
+    /// The module, on this device.
+    pub module: String,
+    /// The name of its input.
+    pub input: String,
+    /// What waits for it.
+    pub queue: Queue,
 }
 
 /// The queues of one source path.

@@ -19,6 +19,12 @@ impl SourcePath {
             }
         })
     }
+
+    /// The path of the message that tells of a twin's change.
+    #[must_use]
+    pub fn twin_change() -> Self {
+        Self("/twinChangeNotifications/".to_owned())
+    }
 }
 
 /// A route's `FROM`, reduced to the prefix that is compared.
@@ -78,6 +84,21 @@ mod tests {
             let pattern = SourcePattern::new(pattern);
             let got = [&leaf, &a, &ab, &a_out].map(|path| pattern.matches(path));
             assert_eq!(got, expected, "{pattern:?}");
+        }
+    }
+
+    #[test]
+    fn twin_changes_are_matched_by_their_own_path_and_by_everything() {
+        let path = SourcePath::twin_change();
+        for (pattern, expected) in [
+            ("/*", true),
+            ("/", true),
+            ("/twinChangeNotifications", true),
+            ("/TWINCHANGENOTIFICATIONS/*", true),
+            ("/messages/*", false),
+        ] {
+            let matches = SourcePattern::new(pattern).matches(&path);
+            assert_eq!(matches, expected, "{pattern}");
         }
     }
 }

@@ -4,12 +4,24 @@
 //! one is a single atomic. Label order on the wire is `iothub`, `edge_device`,
 //! `instance_number`, the metric's own, `ms_telemetry`.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
 use edgehub_proto::identity::Identity;
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 /// The content type of `/metrics`.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The label of what comes from or goes to the upstream.
+pub const UPSTREAM: &str = "upstream";
+
+/// Quantiles of every summary; edgeAgent looks for 0.9 (spec/operations.md A2.4).
+const QUANTILES: [f64; 4] = [0.1, 0.5, 0.9, 0.99];
+/// A summary tells of ten minutes, in five parts.
+const SUMMARY_PART: Duration = Duration::from_secs(120);
+const SUMMARY_PARTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(4);
 
 /// The process's metrics; renders them on request.
 #[derive(Clone)]
@@ -34,7 +46,7 @@ impl Metrics {
     /// # Errors
     /// When the process already has one.
     pub fn start(hub_host: &str, own_device: &str, instance: &str) -> Result<Self, StartedTwice> {
-        let recorder = PrometheusBuilder::new()
+        let recorder = builder()
             .add_global_label("iothub", hub_host)
             .add_global_label("edge_device", own_device)
             .add_global_label("instance_number", instance)
@@ -49,6 +61,20 @@ impl Metrics {
     pub fn render(&self) -> String {
         self.handle.render()
     }
+
+    /// Folds samples of summaries into their quantiles. To be called every few seconds: until
+    /// then, or until somebody asks for [`Self::render`], each sample is kept in memory.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+fn builder() -> PrometheusBuilder {
+    let summaries = PrometheusBuilder::new()
+        .set_quantiles(&QUANTILES)
+        .and_then(|builder| builder.set_bucket_duration(SUMMARY_PART));
+    // Neither the list nor the duration is empty, which is all that could be wrong.
+    summaries.unwrap_or_default().set_bucket_count(SUMMARY_PARTS)
 }
 
 /// `edgehub_messages_received_total`: each device message accepted before routing.
@@ -66,10 +92,16 @@ pub fn messages_received(from: &Identity, output: &str) -> Counter {
 pub enum DropReason {
     /// The property bag of the topic is malformed (design.md D5).
     BadProperties,
+    /// What is stored of it cannot be decoded.
+    Damaged,
+    /// Its time to live was over before its endpoint had it.
+    Expired,
     /// It matched no route.
     NoRoute,
     /// It is larger than 256 KiB (design.md D5).
     TooLarge,
+    /// It cannot be sent to its endpoint over the protocol that this speaks.
+    Undeliverable,
     /// Its topic is none that this hub takes (design.md D5).
     UnknownTopic,
 }
@@ -80,8 +112,11 @@ impl DropReason {
     pub fn label(self) -> &'static str {
         match self {
             Self::BadProperties => "bad_properties",
+            Self::Damaged => "damaged",
+            Self::Expired => "ttl_expiry",
             Self::NoRoute => "no_route",
             Self::TooLarge => "too_large",
+            Self::Undeliverable => "undeliverable",
             Self::UnknownTopic => "unknown_topic",
         }
     }
@@ -96,6 +131,54 @@ pub fn messages_dropped(reason: DropReason, from: &Identity, output: &str) -> Co
         "from_route_output" => output.to_owned(),
         "ms_telemetry" => "True"
     )
+}
+
+/// `edgehub_messages_sent_total`: messages handed to a module's input.
+pub fn messages_sent(
+    from: &Identity,
+    output: &str,
+    to: &Identity,
+    input: &str,
+    priority: u32,
+) -> Counter {
+    counter!(
+        "edgehub_messages_sent_total",
+        "from" => from.as_str().to_owned(),
+        "to" => to.as_str().to_owned(),
+        "from_route_output" => output.to_owned(),
+        "to_route_input" => input.to_owned(),
+        "priority" => priority.to_string(),
+        "ms_telemetry" => "True"
+    )
+}
+
+/// `edgehub_settlements_ignored_total`, ours: acknowledgements of deliveries that nobody made.
+pub fn settlements_ignored() -> Counter {
+    counter!("edgehub_settlements_ignored_total")
+}
+
+/// `edgehub_direct_methods_total`: methods that modules called through the HTTPS API.
+pub fn direct_methods(from: &Identity, to: &str) -> Counter {
+    counter!(
+        "edgehub_direct_methods_total",
+        "from" => from.as_str().to_owned(),
+        "to" => to.to_owned(),
+        "ms_telemetry" => "True"
+    )
+}
+
+/// `edgehub_direct_method_duration_seconds`; `from` is a module or [`UPSTREAM`].
+pub fn direct_method_duration(from: &str, to: &Identity) -> Histogram {
+    histogram!(
+        "edgehub_direct_method_duration_seconds",
+        "from" => from.to_owned(),
+        "to" => to.as_str().to_owned()
+    )
+}
+
+/// `edgehub_cloud_to_device_total`, ours: what became of cloud-to-device messages.
+pub fn cloud_to_device(outcome: &'static str) -> Counter {
+    counter!("edgehub_cloud_to_device_total", "outcome" => outcome)
 }
 
 /// `edgehub_messages_unack_total{reason="storage_failure"}`.
@@ -208,7 +291,7 @@ mod tests {
 
     #[test]
     fn samples_have_the_exact_form_of_the_contract() {
-        let recorder = PrometheusBuilder::new()
+        let recorder = builder()
             .add_global_label("iothub", "h.azure-devices.net")
             .add_global_label("edge_device", "gw1")
             .add_global_label("instance_number", "0f6c")
@@ -221,6 +304,8 @@ mod tests {
             queue_length("iothub", 2_000_000_000).set(7.0);
             connected_clients().set(3.0);
             connect_succeeded(&sensor, "h.azure-devices.net").increment(1);
+            messages_sent(&sensor, "out1", &sensor, "in1", 9).increment(5);
+            direct_method_duration(UPSTREAM, &sensor).record(Duration::from_secs(2));
         });
         let text = handle.render();
         let common = r#"iothub="h.azure-devices.net",edge_device="gw1",instance_number="0f6c""#;
@@ -236,6 +321,12 @@ mod tests {
             ),
             format!("edgehub_connected_clients{{{common}}} 3"),
             format!(
+                r#"edgehub_messages_sent_total{{{common},from="gw1/sensor",to="gw1/sensor",from_route_output="out1",to_route_input="in1",priority="9",ms_telemetry="True"}} 5"#
+            ),
+            format!(
+                r#"edgehub_direct_method_duration_seconds_sum{{{common},from="upstream",to="gw1/sensor"}} 2"#
+            ),
+            format!(
                 r#"edgehub_client_connect_success_total{{{common},id="DeviceId: gw1; ModuleId: sensor [IotHubHostName: h.azure-devices.net]"}} 1"#
             ),
         ] {
@@ -244,5 +335,11 @@ mod tests {
                 "missing {line}\nin\n{text}"
             );
         }
+        let quantiles: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.split_once(r#"quantile=""#)?.1.split_once('"'))
+            .map(|(quantile, _)| quantile)
+            .collect();
+        assert_eq!(quantiles, ["0.1", "0.5", "0.9", "0.99"]);
     }
 }

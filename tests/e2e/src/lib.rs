@@ -2,9 +2,9 @@
 //! of programs that are not ours.
 //!
 //! Everything here stands outside of the hub: its own MQTT codec ([`mqtt`]), its own HTTP
-//! ([`https`]), tokens made by the lab ([`token`]), Debian's and Microsoft's clients as child
-//! processes ([`program`], [`python`]). A helper that cannot do its part panics with the reason:
-//! its caller is a test.
+//! ([`https`]) and WebSocket ([`websocket`]), tokens made by the lab ([`token`]), Debian's and
+//! Microsoft's clients as child processes ([`program`], [`python`], [`agent`]). A helper that
+//! cannot do its part panics with the reason: its caller is a test.
 
 #![allow(
     clippy::expect_used,
@@ -13,12 +13,17 @@
     reason = "these are parts of tests: a failure is a panic that says why"
 )]
 
+pub mod agent;
+pub mod bystander;
 pub mod https;
 pub mod mqtt;
+pub mod packets;
 pub mod program;
 pub mod python;
 pub mod registry;
+pub mod tls;
 pub mod token;
+pub mod websocket;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

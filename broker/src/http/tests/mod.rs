@@ -2,6 +2,7 @@
 
 mod admin;
 mod listener;
+mod methods_api_tests;
 mod scope;
 mod scope_denied;
 
