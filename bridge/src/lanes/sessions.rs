@@ -199,6 +199,7 @@ impl Scheduler {
             return self.connects.take(now.instant);
         }
         self.connects.next_at(now.instant) <= now.instant
+            && self.probes.take(now.instant)
             && self.connects.take(now.instant)
     }
 

@@ -186,6 +186,8 @@ async fn accept_mqtt_7_s05_pieces_are_put_together_and_what_is_broken_is_closed(
     let _ = socket.try_send(&end.concat()).await;
     socket.expect_close("a flood of continuations").await;
     assert_grown_below(&lab, before, 8 * MEBIBYTE, "a flood of continuations");
+    door.admitted(&hello).await.publish(&own, "last", 1).await;
+    bodies.push("last");
     only_these_arrive(&lab, "leaf1", &bodies).await;
     bystander.ends_well(&lab).await;
     lab.shutdown().await.expect("the lab ends");
