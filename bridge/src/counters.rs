@@ -84,6 +84,7 @@ impl SentCounters {
                 "from_route_output" => output.to_owned(),
                 "to_route_input" => "",
                 "priority" => priority.to_string(),
+                "ms_telemetry" => "True",
             )
         });
         if self.handles.len() < HANDLES_MAX {
@@ -120,12 +121,13 @@ pub(crate) fn dropped(from: &Identity, output: String, reason: DropReason) {
         "reason" => reason.label(),
         "from" => from.as_str().to_owned(),
         "from_route_output" => output,
+        "ms_telemetry" => "True",
     )
     .increment(1);
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -140,7 +142,7 @@ mod tests {
 
     /// Keeps counters, and how often a counter was asked for.
     #[derive(Debug, Default)]
-    struct Counters {
+    pub(crate) struct Counters {
         values: Mutex<HashMap<String, Arc<AtomicU64>>>,
         lookups: AtomicU64,
     }
@@ -169,7 +171,7 @@ mod tests {
         }
     }
 
-    fn values(recorder: &Counters) -> Vec<(String, u64)> {
+    pub(crate) fn values(recorder: &Counters) -> Vec<(String, u64)> {
         let values = recorder.values.lock();
         let mut list: Vec<(String, u64)> = values
             .iter()
@@ -197,7 +199,8 @@ mod tests {
         let name = |output: &str, priority| {
             format!(
                 "edgehub_messages_sent_total{{from=edge1/modA,to=upstream,\
-                 from_route_output={output},to_route_input=,priority={priority}}}"
+                 from_route_output={output},to_route_input=,priority={priority},\
+                 ms_telemetry=True}}"
             )
         };
         let expected = [(name("a", 3), 45), (name("a", 4), 1), (name("b", 3), 45)];
@@ -229,7 +232,7 @@ mod tests {
         let name = |reason| {
             format!(
                 "edgehub_messages_dropped_total{{reason={reason},from=edge1/modA,\
-                 from_route_output=out}}"
+                 from_route_output=out,ms_telemetry=True}}"
             )
         };
         assert_eq!(

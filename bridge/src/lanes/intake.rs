@@ -64,7 +64,7 @@ impl Scheduler {
                 };
                 state.next = state.next.max(next);
                 state.tail = state.tail.max(next);
-                if state.next >= state.tail {
+                if state.next >= state.tail || self.is_full() {
                     self.unblock();
                 }
             }
@@ -76,6 +76,17 @@ impl Scheduler {
                 }
                 self.scanned(queue, participants, entries, next);
             }
+        }
+        self.end_read(queue);
+    }
+
+    fn end_read(&mut self, queue: usize) {
+        let Some(state) = self.queues.get_mut(queue) else {
+            return;
+        };
+        if !state.confirmed_late.is_empty() {
+            state.read_ended();
+            self.unblock();
         }
     }
 
@@ -90,6 +101,7 @@ impl Scheduler {
                 self.want_scan(queue, one.key, one.turn);
             }
         }
+        self.end_read(queue);
     }
 
     /// Starts a read of each queue that has something to read and none under way.
@@ -123,12 +135,21 @@ impl Scheduler {
         }
     }
 
-    /// With the link down, more lanes would only mean more lanes that have fallen behind.
+    /// With the link down, more lanes would only mean more lanes that have fallen behind. Lanes
+    /// whose identity is in doubt are no probes: they may never try the link.
     fn is_main_reader_paused(&self) -> bool {
-        let hopeless = self.link != Link::Up
-            && self.ready == 0
-            && self.lanes.len() >= limits::PROBE_LANES.min(self.config.lanes_max);
-        hopeless || self.lanes.len() >= self.config.lanes_max
+        let probes = || {
+            let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_doubtful());
+            lanes.take(limits::PROBE_LANES).count()
+        };
+        let is_hopeless =
+            self.link != Link::Up && self.ready == 0 && probes() >= limits::PROBE_LANES;
+        is_hopeless || self.is_full()
+    }
+
+    /// No further lane may be made, so the main readers stand still.
+    pub(super) fn is_full(&self) -> bool {
+        self.lanes.len() >= self.config.lanes_max
     }
 
     fn main_read(&mut self, queue: usize) -> Option<Action> {

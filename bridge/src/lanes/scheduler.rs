@@ -307,15 +307,9 @@ impl Scheduler {
     /// Identities that are refused or being dropped: judge them again when the scope changes.
     #[must_use]
     pub fn doubtful(&self) -> Vec<Identity> {
-        let doubtful = |state: &LaneState| {
-            matches!(
-                state,
-                LaneState::Dropping | LaneState::BackOff { refused: true, .. }
-            )
-        };
         self.lanes
             .iter()
-            .filter(|(_, lane)| doubtful(&lane.state))
+            .filter(|(_, lane)| lane.is_doubtful())
             .map(|(_, lane)| lane.sender.clone())
             .collect()
     }
@@ -345,9 +339,7 @@ impl Scheduler {
         let Some(state) = self.queues.get_mut(queue) else {
             return;
         };
-        for entry in settled {
-            state.unconfirmed.remove(&entry.offset);
-        }
+        state.confirm(settled);
         state.settling = false;
         self.unblock();
     }

@@ -106,10 +106,7 @@ impl Scheduler {
         let Some(lane) = self.lanes.get_mut(key) else {
             return;
         };
-        let doubtful = matches!(
-            lane.state,
-            LaneState::Dropping | LaneState::BackOff { refused: true, .. }
-        );
+        let doubtful = lane.is_doubtful();
         match verdict {
             Verdict::Retry if doubtful => {
                 self.forget_scans(key);
@@ -120,9 +117,9 @@ impl Scheduler {
                 self.lanes.set_timer(key, None);
                 self.touch(key);
             }
-            // The next refusal asks again; the answer may be another one then.
-            Verdict::Unknown => lane.refreshed = false,
-            Verdict::Gone | Verdict::Retry => {}
+            // Not known, or too late, because the lane tries again already: the next refusal asks
+            // again.
+            Verdict::Gone | Verdict::Retry | Verdict::Unknown => lane.refreshed = false,
         }
     }
 

@@ -198,7 +198,12 @@ fn refusal(error: &ConnectError) -> (ConnectAckReason, String) {
         ConnectError::Refused(error) if error.is_definite() => ConnectAckReason::NotAuthorized,
         ConnectError::Refused(_) | ConnectError::Full(_) => ConnectAckReason::ServiceUnavailable,
     };
-    (code, error.to_string())
+    // With the short name under which docs/errors.md explains it.
+    let text = match error {
+        ConnectError::Refused(refused) => format!("{refused} ({})", refused.reason()),
+        ConnectError::Full(_) => error.to_string(),
+    };
+    (code, text)
 }
 
 type PendingAppend = Pin<Box<dyn Future<Output = Result<(), StoreClosed>> + Send>>;

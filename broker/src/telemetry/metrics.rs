@@ -8,6 +8,8 @@ use edgehub_proto::identity::Identity;
 use metrics::{Counter, Gauge, counter, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use super::outputs::BoundedOutputs;
+
 /// The content type of `/metrics`.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -40,7 +42,7 @@ impl Metrics {
             .add_global_label("instance_number", instance)
             .build_recorder();
         let handle = recorder.handle();
-        metrics::set_global_recorder(recorder).map_err(|_| StartedTwice)?;
+        metrics::set_global_recorder(BoundedOutputs::new(recorder)).map_err(|_| StartedTwice)?;
         Ok(Self { handle })
     }
 
@@ -62,7 +64,7 @@ pub fn messages_received(from: &Identity, output: &str) -> Counter {
 }
 
 /// Why a message was dropped; the reference knows `no_route` and `ttl_expiry`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DropReason {
     /// The property bag of the topic is malformed (design.md D5).
     BadProperties,
@@ -70,6 +72,8 @@ pub enum DropReason {
     NoRoute,
     /// It is larger than 256 KiB (design.md D5).
     TooLarge,
+    /// Its time to live was over, which the clean-up found.
+    TtlExpiry,
     /// Its topic is none that this hub takes (design.md D5).
     UnknownTopic,
 }
@@ -82,6 +86,7 @@ impl DropReason {
             Self::BadProperties => "bad_properties",
             Self::NoRoute => "no_route",
             Self::TooLarge => "too_large",
+            Self::TtlExpiry => "ttl_expiry",
             Self::UnknownTopic => "unknown_topic",
         }
     }
