@@ -38,15 +38,22 @@ check_rust() {
 # interruptible COMMAND...: runs it in a process group of its own, all of which ends when this script
 # is told to: cargo does not end its compilers, and a shell not what it waits for.
 interruptible() {
-  local pid rc=0
+  local rc=0
+  # First, so that no moment is without it.
+  trap '_end_jobs; exit 130' INT TERM HUP
   set -m
   "$@" < /dev/null &
-  pid=$!
   set +m
-  trap 'trap "" INT TERM HUP; kill -TERM -- "-$pid" 2> /dev/null || true; wait "$pid" || true; exit 130' INT TERM HUP
-  wait "$pid" || rc=$?
+  wait "$!" || rc=$?
   trap - INT TERM HUP
   return "$rc"
+}
+
+_end_jobs() {
+  local group
+  trap '' INT TERM HUP
+  for group in $(jobs -p); do kill -TERM -- "-$group" 2> /dev/null || true; done
+  wait || true
 }
 
 # build_programs NAME CARGO_OPTION...: builds the lab and what it starts, all with one set of
