@@ -7,9 +7,11 @@ use edgehub_proto::{
     message::{Message, SystemProperty},
     stored,
 };
+use edgehub_storage::Queue;
 use metrics::Counter;
+use tracing::debug;
 
-use crate::lanes::{DropReason, Entry};
+use crate::lanes::{Discarded, DropReason, Entry};
 
 /// Label values per session that are kept with their counters; others are looked up each time.
 const HANDLES_MAX: usize = 64;
@@ -101,6 +103,21 @@ pub(crate) fn output_of(message: &Message) -> &str {
         .system
         .get(SystemProperty::OutputName)
         .unwrap_or_default()
+}
+
+/// Counts a message that a lane gave up, unless the store's sweep for expired messages was quicker
+/// and has counted it. `queues` are those of the endpoint.
+pub(crate) fn count_discarded(queues: &[Queue], discarded: &Discarded) {
+    let Discarded {
+        priority,
+        reason,
+        entry,
+    } = discarded;
+    let queue = queues.iter().find(|queue| queue.id().priority == *priority);
+    if queue.is_none_or(|queue| !queue.is_settled(entry.offset)) {
+        debug!(identity = %entry.sender, reason = reason.label(), "message dropped");
+        count_dropped(entry, *reason);
+    }
 }
 
 /// Counts a message that was given up.

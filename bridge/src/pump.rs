@@ -32,8 +32,8 @@ use crate::{
     counters,
     judge::Judge,
     lanes::{
-        Action, CloseCause, Discarded, LaneConfig, LaneCounts, Now, QueueStart, ReadFilter, Report,
-        Scheduler, SessionId, Verdict,
+        Action, CloseCause, LaneConfig, LaneCounts, Now, QueueStart, ReadFilter, Report, Scheduler,
+        SessionId, Verdict,
     },
     limits,
     transport::{Command, OpenRequest, SessionEvent, Transport},
@@ -213,7 +213,7 @@ impl Pump {
             Action::Close { session } => self.tell(session, Command::Close),
             Action::Discarded(list) => {
                 for discarded in list {
-                    self.discarded(&discarded);
+                    counters::count_discarded(&self.parts.queues, &discarded);
                 }
             }
             Action::Open { session, identity } => self.open(session, identity),
@@ -228,18 +228,6 @@ impl Pump {
             Action::Settle { queue, settled } => self.settle(queue, settled),
         }
         false
-    }
-
-    fn discarded(&self, discarded: &Discarded) {
-        let (entry, reason) = (&discarded.entry, discarded.reason);
-        let mut queues = self.parts.queues.iter();
-        let queue = queues.find(|queue| queue.id().priority == discarded.priority);
-        if queue.is_some_and(|queue| queue.is_settled(entry.offset)) {
-            // The store's sweep for expired messages was quicker, and has counted it.
-            return;
-        }
-        debug!(identity = %entry.sender, reason = reason.label(), "message dropped");
-        counters::count_dropped(entry, reason);
     }
 
     fn open(&mut self, session: SessionId, identity: Identity) {

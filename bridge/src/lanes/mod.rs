@@ -34,6 +34,8 @@ pub use scheduler::{Action, LaneCounts, Link, Now, QueueStart, Report, Scheduler
 pub use session::SessionId;
 
 #[cfg(test)]
+mod crowd_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod property_tests;
