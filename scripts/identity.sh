@@ -9,6 +9,7 @@ if [ $# -ne 3 ] || [ "$1" != --state ]; then
   die "usage: scripts/identity.sh --state DIR IDENTITY"
 fi
 [ -f "$2/lab.json" ] || die "there is no $2/lab.json: start a lab with scripts/lab.sh up --state $2"
+command -v python3 > /dev/null || die "python3 is missing: scripts/lib/system.sh python installs it"
 
 exec python3 - "$2/lab.json" "$3" <<'PYTHON'
 import base64, hashlib, hmac, json, shlex, sys, time

@@ -7,23 +7,36 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
-# A lab that runs has left a link to its own program: it is asked with that one, without a build.
-if [ $# -gt 0 ] && [ "$1" != up ]; then
-  state=
-  args=("$@")
-  for i in "${!args[@]}"; do
-    case "${args[$i]}" in
-      --state) state=${args[$((i + 1))]:-} ;;
-      --state=*) state=${args[$i]#--state=} ;;
-    esac
-  done
-  if [ -n "$state" ] && [ -x "$state/edgehub-lab" ]; then
-    exec "$state/edgehub-lab" "$@"
-  fi
+usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; }
+
+command=${1:-}
+case "$command" in
+  up | kill | start | pause | resume | cut | heal | ledger) ;;
+  -h | --help | help) usage; exit ;;
+  *) usage >&2; exit 2 ;;
+esac
+
+state=
+arguments=("$@")
+for i in "${!arguments[@]}"; do
+  case "${arguments[$i]}" in
+    --state) state=${arguments[$((i + 1))]:-} ;;
+    --state=*) state=${arguments[$i]#--state=} ;;
+  esac
+done
+[ -n "$state" ] || { usage >&2; exit 2; }
+
+# A lab leaves a link to its own program: it is asked with that one, without a build.
+if [ "$command" != up ]; then
+  if [ -x "$state/edgehub-lab" ]; then exec "$state/edgehub-lab" "$@"; fi
+  [ -L "$state/edgehub-lab" ] || die "there was never a lab in $state"
 fi
 
-if [ "${1:-}" = up ]; then
+# What is built and installed is no part of what a command prints.
+{
+  "$ROOT/scripts/lib/system.sh" build
   "$ROOT/scripts/lib/rocksdb.sh"
-fi
-# `cargo run` becomes the program, so a signal for this script reaches it.
-exec cargo run --quiet --manifest-path "$ROOT/Cargo.toml" -p edgehub-lab -- "$@"
+  build_programs edgehub-lab --features edgehub/faults
+} >&2
+# This becomes the program, so that Ctrl-C and SIGTERM reach it.
+exec "$program" "$@"

@@ -49,7 +49,7 @@ pub enum ScopeDenied {
     /// The chain begins with a module; scopes belong to devices.
     #[error("the authChain does not begin with a device")]
     TargetNotDevice,
-    /// The identity is unknown here, and upstream could not be asked.
+    /// The identity is unknown here, and upstream has not denied it.
     #[error("{identity} is not known now")]
     Undecided {
         /// The identity that was asked for.
@@ -114,6 +114,8 @@ pub fn answer_scope(
 pub struct IdentityQuery {
     query: RefreshQuery,
     originator: Identity,
+    /// The caller's device.
+    actor: Identity,
 }
 
 impl IdentityQuery {
@@ -139,6 +141,7 @@ impl IdentityQuery {
                 on_behalf_of,
             },
             originator,
+            actor: caller.caller().device_identity(),
         })
     }
 
@@ -148,11 +151,12 @@ impl IdentityQuery {
     }
 
     /// The answer by `tree`, after upstream said `refreshed`: the identity, for a module also its
-    /// device. Empty if nobody knows it.
+    /// device. Empty if upstream has denied it: our child forgets it then, so nothing less counts.
     ///
     /// # Errors
-    /// [`ScopeDenied::NotInScope`] for an identity that is not at or below the originator;
-    /// [`ScopeDenied::Undecided`] for one that is unknown while upstream could not be asked.
+    /// [`ScopeDenied::NotInScope`] for an identity that is not at or below the originator, and for
+    /// an originator that has left the caller's scope since the question was found permissible;
+    /// [`ScopeDenied::Undecided`] for one that is unknown here though upstream did not deny it.
     pub fn answer(
         &self,
         tree: &ScopeTree,
@@ -160,14 +164,21 @@ impl IdentityQuery {
     ) -> Result<ScopeResponse, ScopeDenied> {
         let identity = &self.query.identity;
         let mut response = ScopeResponse::default();
+        // Upstream took its time, and the tree may be another one since the question came.
+        if !tree.contains_ancestor(self.actor.device_id(), &self.originator) {
+            return Err(ScopeDenied::NotInScope {
+                identity: self.originator.clone(),
+            });
+        }
         let Some(record) = tree.get(identity) else {
             return match refreshed {
-                RefreshOutcome::NotFound | RefreshOutcome::Refreshed => Ok(response),
-                RefreshOutcome::Limited | RefreshOutcome::Unavailable => {
-                    Err(ScopeDenied::Undecided {
-                        identity: identity.clone(),
-                    })
-                }
+                RefreshOutcome::NotFound => Ok(response),
+                // `Refreshed` too: upstream knows it, our tree refused it or lost it again.
+                RefreshOutcome::Limited
+                | RefreshOutcome::Refreshed
+                | RefreshOutcome::Unavailable => Err(ScopeDenied::Undecided {
+                    identity: identity.clone(),
+                }),
             };
         };
         if !self.may_be_told(tree, identity) {

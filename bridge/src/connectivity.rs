@@ -1,7 +1,9 @@
 //! Whether the upstream can be reached, as one value for the whole hub.
 //!
 //! Fed by the lanes (device protocol) and by the scope client (HTTPS). The device protocol has the
-//! say: HTTPS alone makes the hub connected only while no lane has failed.
+//! say: HTTPS alone makes the hub connected only while no lane has failed. That the lanes found the
+//! link up holds while one of them is open; afterwards it is news only once, so that it does not
+//! contradict HTTPS for ever.
 
 use std::sync::Arc;
 
@@ -55,10 +57,12 @@ impl ConnectivityMonitor {
 
     /// What the lanes see after a turn.
     pub(crate) fn lanes(&self, link: Link, ready: usize) {
-        *self.inner.lanes.lock() = LaneView { link, ready };
+        let before = std::mem::replace(&mut *self.inner.lanes.lock(), LaneView { link, ready });
         match link {
-            Link::Unknown => {}
-            Link::Up => self.enter(Connectivity::Connected),
+            Link::Up if ready > 0 || before.link != Link::Up => {
+                self.enter(Connectivity::Connected);
+            }
+            Link::Unknown | Link::Up => {}
             Link::Down => self.enter(Connectivity::Disconnected),
         }
     }
@@ -130,6 +134,22 @@ mod tests {
         monitor.lanes(Link::Up, 0);
         monitor.https_failed();
         assert_eq!(now(), Connectivity::Disconnected);
+    }
+
+    #[test]
+    fn an_idle_hub_that_loses_its_upstream_stays_disconnected() {
+        let monitor = ConnectivityMonitor::new(Identity::edge_hub("edge1").unwrap());
+        let state = monitor.subscribe();
+        monitor.lanes(Link::Up, 1);
+        // The last lane closes in order: nobody has seen the link fail.
+        monitor.lanes(Link::Up, 0);
+        assert_eq!(*state.borrow(), Connectivity::Connected);
+        monitor.https_failed();
+        // The pump's next turns bring nothing new.
+        monitor.lanes(Link::Up, 0);
+        assert_eq!(*state.borrow(), Connectivity::Disconnected);
+        monitor.lanes(Link::Up, 1);
+        assert_eq!(*state.borrow(), Connectivity::Connected);
     }
 
     #[test]

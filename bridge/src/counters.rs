@@ -8,9 +8,11 @@ use edgehub_proto::{
     message::{Message, SystemProperty},
     stored,
 };
+use edgehub_storage::Queue;
 use metrics::Counter;
+use tracing::debug;
 
-use crate::lanes::{DropReason, Entry};
+use crate::lanes::{Discarded, DropReason, Entry};
 
 /// Label values per session that are kept with their counters; others are looked up each time.
 const HANDLES_MAX: usize = 64;
@@ -85,6 +87,7 @@ impl SentCounters {
                 "from_route_output" => output.to_owned(),
                 "to_route_input" => "",
                 "priority" => priority.to_string(),
+                "ms_telemetry" => "True",
             )
         });
         if self.handles.len() < HANDLES_MAX {
@@ -152,6 +155,21 @@ pub(crate) fn method_answered(to: &Identity, took: Duration) {
     .record(took);
 }
 
+/// Counts a message that a lane gave up, unless the store's sweep for expired messages was quicker
+/// and has counted it. `queues` are those of the endpoint.
+pub(crate) fn count_discarded(queues: &[Queue], discarded: &Discarded) {
+    let Discarded {
+        priority,
+        reason,
+        entry,
+    } = discarded;
+    let queue = queues.iter().find(|queue| queue.id().priority == *priority);
+    if queue.is_none_or(|queue| !queue.is_settled(entry.offset)) {
+        debug!(identity = %entry.sender, reason = reason.label(), "message dropped");
+        count_dropped(entry, *reason);
+    }
+}
+
 /// Counts a message that was given up.
 pub(crate) fn count_dropped(entry: &Entry, reason: DropReason) {
     let message = stored::decode_message(entry.message.clone());
@@ -170,12 +188,13 @@ pub(crate) fn dropped(from: &Identity, output: String, reason: DropReason) {
         "reason" => reason.label(),
         "from" => from.as_str().to_owned(),
         "from_route_output" => output,
+        "ms_telemetry" => "True",
     )
     .increment(1);
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -190,7 +209,7 @@ mod tests {
 
     /// Keeps counters, and how often a counter was asked for.
     #[derive(Debug, Default)]
-    struct Counters {
+    pub(crate) struct Counters {
         values: Mutex<HashMap<String, Arc<AtomicU64>>>,
         lookups: AtomicU64,
     }
@@ -219,7 +238,7 @@ mod tests {
         }
     }
 
-    fn values(recorder: &Counters) -> Vec<(String, u64)> {
+    pub(crate) fn values(recorder: &Counters) -> Vec<(String, u64)> {
         let values = recorder.values.lock();
         let mut list: Vec<(String, u64)> = values
             .iter()
@@ -247,7 +266,8 @@ mod tests {
         let name = |output: &str, priority| {
             format!(
                 "edgehub_messages_sent_total{{from=edge1/modA,to=upstream,\
-                 from_route_output={output},to_route_input=,priority={priority}}}"
+                 from_route_output={output},to_route_input=,priority={priority},\
+                 ms_telemetry=True}}"
             )
         };
         let expected = [(name("a", 3), 45), (name("a", 4), 1), (name("b", 3), 45)];
@@ -279,7 +299,7 @@ mod tests {
         let name = |reason| {
             format!(
                 "edgehub_messages_dropped_total{{reason={reason},from=edge1/modA,\
-                 from_route_output=out}}"
+                 from_route_output=out,ms_telemetry=True}}"
             )
         };
         assert_eq!(

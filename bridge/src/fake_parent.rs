@@ -47,6 +47,8 @@ pub(crate) struct Seen {
     pub(crate) requests: Vec<(String, String, String)>,
     /// TLS connections to the HTTPS port.
     pub(crate) https_connections: usize,
+    /// So many of the first of those answer nothing any more.
+    pub(crate) https_silent: usize,
     /// Status and body for every HTTPS request.
     pub(crate) answer: (u16, String),
     /// Accept connections and say nothing.
@@ -149,10 +151,19 @@ impl FakeParent {
                 let Ok(stream) = acceptor.accept(stream).await else {
                     return;
                 };
-                this.seen.lock().https_connections += 1;
+                let number = {
+                    let mut seen = this.seen.lock();
+                    seen.https_connections += 1;
+                    seen.https_connections
+                };
                 let service = service_fn(move |request| {
                     let this = this.clone();
-                    async move { Ok::<_, Infallible>(this.answer(request).await) }
+                    async move {
+                        if number <= this.seen.lock().https_silent {
+                            std::future::pending::<()>().await;
+                        }
+                        Ok::<_, Infallible>(this.answer(request).await)
+                    }
                 });
                 let _ = http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service)

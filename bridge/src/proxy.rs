@@ -117,10 +117,9 @@ impl Proxy {
         host: &str,
         port: u16,
     ) -> io::Result<TcpStream> {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(io::Error::other)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
         let target = if host.contains(':') {
             format!("[{host}]:{port}")
         } else {
@@ -215,11 +214,19 @@ mod tests {
             ("HTTP://proxy/", "proxy", 80, None),
             ("proxy:8080", "proxy", 8080, None),
             ("http://[::1]:3128", "::1", 3128, None),
-            ("http://u:p%40ss@proxy:1", "proxy", 1, Some("Basic dTpwQHNz")),
+            (
+                "http://u:p%40ss@proxy:1",
+                "proxy",
+                1,
+                Some("Basic dTpwQHNz"),
+            ),
             ("http://u@proxy:1", "proxy", 1, Some("Basic dTo=")),
         ] {
             let got = proxy(text, "");
-            assert_eq!((got.address(), got.authorization.as_deref()), ((host, port), authorization));
+            assert_eq!(
+                (got.address(), got.authorization.as_deref()),
+                ((host, port), authorization)
+            );
             assert!(!format!("{got:?}").contains("Basic"));
         }
         assert_eq!(Proxy::parse(" ", ""), Ok(None));
@@ -250,7 +257,12 @@ mod tests {
         ] {
             assert_eq!(proxy.covers(host), covered, "{host}");
         }
-        assert!(!super::Proxy::parse("http://p", "*").unwrap().unwrap().covers("h"));
+        assert!(
+            !super::Proxy::parse("http://p", "*")
+                .unwrap()
+                .unwrap()
+                .covers("h")
+        );
     }
 
     /// What the proxy was asked, and what became of the tunnel.
@@ -279,8 +291,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_tunnel_is_asked_for_and_used() {
-        let (head, refused) = ask("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 1\r\n\r\n").await;
-        assert!(head.starts_with("CONNECT h.example:443 HTTP/1.1\r\n"), "{head}");
+        let (head, refused) =
+            ask("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 1\r\n\r\n").await;
+        assert!(
+            head.starts_with("CONNECT h.example:443 HTTP/1.1\r\n"),
+            "{head}"
+        );
         assert!(
             head.to_ascii_lowercase()
                 .contains("proxy-authorization: basic"),

@@ -6,8 +6,8 @@
 //!
 //! # Ordering
 //!
-//! At most one read and one settle per queue are under way; a settle ends with its commit, so that a
-//! read never brings a message that is being settled.
+//! At most one read and one settle per queue are under way; a settle ends with its commit. A read
+//! that began before that may bring what was settled: the lanes know and leave it out.
 
 mod asked;
 mod jobs;
@@ -39,9 +39,10 @@ use crate::{
     upstream::Asked,
 };
 
-/// How long open sessions may take to finish at a shutdown, and how long all of it may take.
+/// How long open sessions may take to finish at a shutdown, and how long all of it may take: less
+/// than the process waits for its tasks, half of the 8 s of design.md section 4.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+const STOP_TIMEOUT: Duration = Duration::from_millis(3500);
 
 /// What the pump works with.
 pub(crate) struct PumpParts {
@@ -210,11 +211,7 @@ impl Pump {
             Action::Close { session } => self.tell(session, Command::Close),
             Action::Discarded(list) => {
                 for discarded in list {
-                    debug!(
-                        identity = %discarded.entry.sender, reason = discarded.reason.label(),
-                        "message dropped"
-                    );
-                    counters::count_dropped(&discarded.entry, discarded.reason);
+                    counters::count_discarded(&self.parts.queues, &discarded);
                 }
             }
             Action::Fail { request, fault } => self.fail(request, fault),

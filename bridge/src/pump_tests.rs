@@ -9,6 +9,7 @@ use edgehub_storage::QueueStats;
 
 use super::test_world::{Manner, World, bodies, within};
 use super::*;
+use crate::counters::tests::Counters;
 use crate::lanes::Link;
 use crate::test_support::{eventually, id};
 
@@ -154,6 +155,42 @@ async fn expired_messages_are_settled_and_not_sent() {
     assert_eq!(world.transport.ledger("leaf0"), ["alive"]);
     let stats = queue.stats();
     assert_eq!((stats.settled, stats.expired, stats.dropped), (1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_sweep_has_counted_as_expired_is_not_counted_again() {
+    let recorder = Counters::default();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let dropped = || {
+        let values = counters::tests::values(&recorder).into_iter();
+        let dropped = values.filter(|(name, _)| name.contains("messages_dropped"));
+        dropped.map(|(_, value)| value).sum::<u64>()
+    };
+    for (is_swept, count) in [(true, 0), (false, 1)] {
+        let world = World::new();
+        world.transport.set("leaf0", Manner::Waits);
+        let queue = world.store.queue(0);
+        let window = bodies(0..64).into_iter().map(|body| (id("leaf0"), body));
+        world.store.append(&queue, window, None).await;
+        let message = [(id("leaf0"), "dead".to_owned())];
+        world.store.append(&queue, message, Some(0)).await;
+        let running = world.run(vec![queue.clone()]);
+        // It waits in its lane for a place in the window.
+        within(Duration::from_secs(5), "window", || {
+            world.transport.ledger("leaf0").len() == 64
+        })
+        .await;
+        if is_swept {
+            assert_eq!(queue.expire(UNIX_MS, 100).await.unwrap(), 1);
+        }
+        world.transport.set("leaf0", Manner::Accepts);
+        let behind = [(id("leaf0"), "alive".to_owned())];
+        world.store.append(&queue, behind, None).await;
+        within(Duration::from_secs(10), "all", || queue.length() == 0).await;
+        assert_eq!(world.transport.ledger("leaf0").len(), 65);
+        running.stop().await;
+        assert_eq!(dropped(), count, "swept: {is_swept}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

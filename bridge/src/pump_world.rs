@@ -25,6 +25,8 @@ pub(super) enum Manner {
     Dies,
     Refuses,
     Unreachable,
+    /// Accepts the session and answers messages once the manner is another one.
+    Waits,
     /// Accepts the session and never answers a message.
     Withholds,
 }
@@ -66,23 +68,23 @@ impl FakeTransport {
             .unwrap_or_default()
     }
 
+    fn manner(&self, sender: &str) -> Manner {
+        let manner = self.0.lock().manners.get(sender).copied();
+        manner.unwrap_or(Manner::Accepts)
+    }
+
     async fn serve(self, mut request: OpenRequest) -> Option<CloseCause> {
         let session = request.session;
         let sender = request.identity.as_str().to_owned();
         let manner = {
-            let mut upstream = self.0.lock();
-            *upstream.opened.entry(sender.clone()).or_default() += 1;
-            upstream
-                .manners
-                .get(&sender)
-                .copied()
-                .unwrap_or(Manner::Accepts)
+            *self.0.lock().opened.entry(sender.clone()).or_default() += 1;
+            self.manner(&sender)
         };
         match manner {
             Manner::Dies => return None,
             Manner::Refuses => return Some(CloseCause::Refused("no".into())),
             Manner::Unreachable => return Some(CloseCause::Unreachable("away".into())),
-            Manner::Accepts | Manner::Withholds => {}
+            Manner::Accepts | Manner::Waits | Manner::Withholds => {}
         }
         let opened = SessionEvent::Opened {
             session,
@@ -99,7 +101,10 @@ impl FakeTransport {
                 None | Some(Command::Close) => return Some(CloseCause::Requested),
                 Some(Command::Send(batch)) => {
                     let dispositions = self.take(&sender, batch);
-                    if manner == Manner::Accepts {
+                    while manner == Manner::Waits && self.manner(&sender) == Manner::Waits {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    if manner != Manner::Withholds {
                         let disposed = SessionEvent::Disposed {
                             session,
                             dispositions,

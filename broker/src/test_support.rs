@@ -11,6 +11,7 @@
 //!    └─ leaf10
 //! ```
 
+use std::io;
 use std::sync::Arc;
 
 use edgehub_auth::authenticator::{
@@ -23,6 +24,7 @@ use edgehub_proto::clock::{Clock, ManualClock};
 use edgehub_proto::identity::Identity;
 use edgehub_proto::sas;
 use edgehub_storage::{ConnectionStringWrap, Store, StoreConfig};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::hub::{Hub, HubParts};
@@ -166,6 +168,37 @@ impl Clock for PausedClock {
 
     fn instant(&self) -> std::time::Instant {
         tokio::time::Instant::now().into_std()
+    }
+}
+
+/// What is logged, as text.
+#[derive(Clone, Default)]
+pub(crate) struct LogSink(Arc<Mutex<Vec<u8>>>);
+
+impl LogSink {
+    /// Takes up everything that this thread logs, until the guard is dropped.
+    pub(crate) fn start(&self) -> tracing::subscriber::DefaultGuard {
+        let writer = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().clone()).unwrap()
+    }
+}
+
+impl io::Write for LogSink {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use edgehub_lab::StorageSync;
+use edgehub_lab::process::Reaper;
 
 use crate::hub::Hub;
 use crate::load::{self, Client, Load, Server};
@@ -49,6 +50,7 @@ async fn peer(
     report: &mut Report,
 ) -> Result<()> {
     let folder = tempfile::tempdir()?;
+    let reaper = Reaper::start()?;
     let forms: &[bool] = if options.plain {
         &[true, false]
     } else {
@@ -56,7 +58,7 @@ async fn peer(
     };
     for &with_tls in forms {
         let host = if with_tls { Some(hub.host()?) } else { None };
-        let peer = Mosquitto::start(folder.path(), host)?;
+        let peer = Mosquitto::start(folder.path(), host, &reaper).await?;
         let transport = if with_tls { "TLS" } else { "plain" };
         let target = format!("{}, {transport}, no persistence", peer.version);
         let server = Server {

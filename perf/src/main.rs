@@ -22,8 +22,9 @@ mod report;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures throughput.
 #[derive(Debug, Parser)]
@@ -84,7 +85,19 @@ impl IngestOptions {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    match Arguments::parse().scenario {
-        Scenario::MqttIngest(options) => ingest::run(&options).await,
+    let scenario = async {
+        match Arguments::parse().scenario {
+            Scenario::MqttIngest(options) => ingest::run(&options).await,
+        }
+    };
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    // Giving up drops the scenario, and with it every process, name and folder that it made.
+    tokio::select! {
+        done = scenario => done,
+        _ = terminate.recv() => bail!("ended by SIGTERM"),
+        _ = interrupt.recv() => bail!("ended by Ctrl-C"),
     }
 }

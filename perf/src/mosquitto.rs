@@ -3,19 +3,22 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use edgehub_lab::Host;
+use edgehub_lab::process::{Launch, Process, Reaper};
+use tokio::net::TcpStream;
 
 /// A start takes milliseconds.
 const START_MAX: Duration = Duration::from_secs(10);
 
-/// A running mosquitto; it ends with this value.
+/// A running mosquitto; it ends with this value, and when this program is killed.
 #[derive(Debug)]
 pub(crate) struct Mosquitto {
-    child: Child,
+    process: Process,
     pub(crate) address: SocketAddr,
     pub(crate) version: String,
 }
@@ -25,56 +28,50 @@ impl Mosquitto {
     ///
     /// # Errors
     /// When it is not installed or does not listen soon.
-    pub(crate) fn start(folder: &Path, tls: Option<&Host>) -> Result<Self> {
+    pub(crate) async fn start(
+        folder: &Path,
+        tls: Option<&Host>,
+        reaper: &Arc<Reaper>,
+    ) -> Result<Self> {
         let program = find()?;
         // Free now; whoever takes it before mosquitto does makes the start fail, not the figures.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let config = folder.join("mosquitto.conf");
         fs::write(&config, configuration(address, tls))?;
-        let log = fs::File::create(folder.join("mosquitto.log"))?;
-        let child = Command::new(&program)
-            .arg("-c")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
+        let launch = Launch {
+            program: program.clone(),
+            arguments: vec!["-c".to_owned(), config.to_string_lossy().into_owned()],
+            environment: Vec::new(),
+            log: folder.join("mosquitto.log"),
+            with_stdin: false,
+        };
         let mut started = Self {
-            child,
+            process: Process::start(&launch, reaper)?,
             address,
             version: version(&program),
         };
-        started.wait_listening(folder)?;
+        started.wait_listening().await?;
         Ok(started)
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
-    fn wait_listening(&mut self, folder: &Path) -> Result<()> {
+    async fn wait_listening(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_MAX;
-        while std::net::TcpStream::connect(self.address).is_err() {
-            let log = || fs::read_to_string(folder.join("mosquitto.log")).unwrap_or_default();
-            if let Some(status) = self.child.try_wait()? {
-                bail!("mosquitto ended ({status}):\n{}", log());
+        while TcpStream::connect(self.address).await.is_err() {
+            let log = self.process.log_tail();
+            if let Some(status) = self.process.ended()? {
+                bail!("mosquitto ended ({status}):\n{log}");
             }
             ensure!(
                 Instant::now() < deadline,
-                "mosquitto does not listen:\n{}",
-                log()
+                "mosquitto does not listen:\n{log}"
             );
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
-    }
-}
-
-impl Drop for Mosquitto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

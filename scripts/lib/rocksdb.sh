@@ -15,7 +15,10 @@ features="lz4 bindgen-runtime"
 # CRC32C is on the path of every commit: use the instruction that every x86-64 CPU since 2009 has.
 flags="-g0"
 case "$(uname -m)" in x86_64) flags="$flags -msse4.2 -mpclmul" ;; esac
-compiler=$(${CXX:-c++} --version | head -n 1)
+read -ra cxx <<< "${CXX:-c++}"
+command -v "${cxx[0]}" > /dev/null || die "no ${cxx[0]} here: scripts/lib/system.sh build installs one"
+compiler=$("${cxx[@]}" --version)
+compiler=${compiler%%$'\n'*}
 key=$(printf '%s\n' "$crate" "$features" "$flags" "$compiler" "$(uname -m)" | sha256sum | cut -c1-16)
 home="$EDGEHUB_CACHE/rocksdb-${crate%%+*}-$key"
 
@@ -95,5 +98,11 @@ EOF
 )
 mkdir -p "$ROOT/.cargo"
 if [ ! -f "$config" ] || [ "$(cat "$config")" != "$wanted" ]; then
-  printf '%s\n' "$wanted" > "$config"
+  if [ -f "$config" ] && ! grep -q '^# Written by scripts/lib/rocksdb.sh' "$config"; then
+    die "$config is not ours; add this to it, or move it away:
+$wanted"
+  fi
+  # At once, because a cargo of another run may be reading it.
+  printf '%s\n' "$wanted" > "$config.$$"
+  mv "$config.$$" "$config"
 fi

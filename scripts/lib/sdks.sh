@@ -13,13 +13,13 @@ stamp=$({ cat "$folder/requirements.txt"; python3 --version; printf '%s\n' "$ven
 
 mkdir -p "$EDGEHUB_CACHE"
 exec 9> "$EDGEHUB_CACHE/sdks.lock"
-flock 9
+flock -n 9 || { say "Python SDK: another run installs it, waiting"; flock 9; }
 if [ -x "$venv/bin/python" ] && [ -f "$venv/stamp" ] && [ "$(cat "$venv/stamp")" = "$stamp" ]; then
   exit 0
 fi
 say "Python SDK: installing $(grep -o '^azure-iot-device.*' "$folder/requirements.txt") into ${venv#"$ROOT"/}"
 rm -rf "$venv"
-python3 -m venv "$venv"
+python3 -m venv "$venv" || die "python3 cannot make a virtual environment in $venv"
 "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
-  -r "$folder/requirements.txt" < /dev/null
+  -r "$folder/requirements.txt" < /dev/null || die "pip could not install $folder/requirements.txt"
 printf '%s\n' "$stamp" > "$venv/stamp"

@@ -146,20 +146,27 @@ impl<'a> Open<'a> {
 
     /// Gives the files of deleted entries back when that is worth it. Takes seconds for a
     /// large backlog; for the maintenance thread only. Whether it was worth it.
+    ///
+    /// `whole_files` drops files in the range unread, which is quick but also drops deletions
+    /// that older files at its edge still need: an entry there may exist again. Only below a mark
+    /// does nobody ask whether an entry exists.
     pub(crate) fn compact_entries(
         &self,
         number: u32,
         offsets: &std::ops::Range<u64>,
+        whole_files: bool,
     ) -> Result<bool, StoreError> {
         let (from, to) = entry_range(number, offsets);
         let queues = self.cf(Cf::Queues)?;
         if self.file_bytes(queues, &from, &to) < COMPACT_BYTES {
             return Ok(false);
         }
-        let (_, last) = entry_range(number, &(offsets.start..offsets.end.saturating_sub(1)));
-        self.db
-            .delete_file_in_range_cf(queues, from, last)
-            .map_err(|e| StoreError::database("delete files", &e))?;
+        if whole_files {
+            let (_, last) = entry_range(number, &(offsets.start..offsets.end.saturating_sub(1)));
+            self.db
+                .delete_file_in_range_cf(queues, from, last)
+                .map_err(|e| StoreError::database("delete files", &e))?;
+        }
         self.compact(queues, &from, &to);
         Ok(true)
     }

@@ -16,6 +16,11 @@ pub enum Column {
 }
 
 impl Column {
+    /// Whether its values are sealed whatever the caller says: the scope holds keys.
+    pub(crate) fn is_secret(self) -> bool {
+        self == Self::Scope
+    }
+
     pub(crate) fn cf(self) -> Cf {
         match self {
             Self::Twins => Cf::Twins,
@@ -37,7 +42,7 @@ pub enum KvOp {
         key: Vec<u8>,
         /// Its value.
         value: Vec<u8>,
-        /// Whether it is a secret: sealed before it is written.
+        /// Whether it is a secret: sealed before it is written. [`Column::Scope`] always is.
         sealed: bool,
     },
     /// Removes a value; nothing when there is none.

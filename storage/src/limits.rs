@@ -58,3 +58,7 @@ pub const SHARED_RESERVE: u64 = 1 << 20;
 
 /// Data keys that are kept, so that a wrap key that comes back finds what it sealed.
 pub const DATA_KEYS_MAX: usize = 16;
+
+/// Entries that a sweep for expired messages reads and settles at once, however many it may look
+/// at in all; their outputs' names, of up to 64 KiB each, are in memory meanwhile.
+pub const EXPIRE_STEP: usize = 256;

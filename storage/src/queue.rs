@@ -17,7 +17,8 @@ use tokio::sync::{oneshot, watch};
 use crate::error::StoreError;
 use crate::intake::SettleItem;
 use crate::layout::{Cf, EntryRecord, entry_key};
-use crate::read::{self, Remaining};
+use crate::limits::EXPIRE_STEP;
+use crate::read::{self, ExpiredEntry, Remaining};
 use crate::settle::SettleSet;
 use crate::stats::{QueueCounters, QueueStats, add};
 use crate::store::Core;
@@ -157,6 +158,13 @@ impl Queue {
     #[must_use]
     pub fn mark(&self) -> u64 {
         self.state.settled.lock().mark()
+    }
+
+    /// Whether the entry at `offset` is known to be settled; `false` is no proof of the opposite
+    /// after very disorderly settling.
+    #[must_use]
+    pub fn is_settled(&self, offset: u64) -> bool {
+        self.state.settled.lock().skip(offset) != offset
     }
 
     /// Unsettled entries; exact.
@@ -338,6 +346,23 @@ impl Queue {
     /// # Cancel safety
     /// Safe: the same part is looked at again.
     pub async fn expire(&self, now_ms: u64, limit: usize) -> Result<u64, StoreError> {
+        self.expire_each(now_ms, limit, |_, _| {}).await
+    }
+
+    /// As [`Self::expire`], and names the sender of each message that expired and the output that
+    /// it came from (empty without one), so that it can be counted.
+    ///
+    /// # Errors
+    /// When the store is closed or cannot be read.
+    ///
+    /// # Cancel safety
+    /// Safe: the same part is looked at again; what was settled meanwhile is then not named.
+    pub async fn expire_each(
+        &self,
+        now_ms: u64,
+        limit: usize,
+        mut each: impl FnMut(&Identity, &str) + Send,
+    ) -> Result<u64, StoreError> {
         let mut sweep = self.state.sweep.lock().await;
         let mut expired = 0;
         let mut left = limit;
@@ -347,31 +372,39 @@ impl Queue {
                 if self.state.earliest_expiry_ms.load(Ordering::Acquire) > now_ms {
                     break;
                 }
-                // From here on appends note their expiry for the next lap.
+                // From here on appends note their expiry for the next lap. A swap and not a store:
+                // who overwrites an append's note has to see the append's entry below.
                 self.state
                     .earliest_expiry_ms
-                    .store(u64::MAX, Ordering::Release);
+                    .swap(u64::MAX, Ordering::AcqRel);
                 *sweep = Sweep {
                     cursor: Some(self.mark()),
+                    end: self.next_offset(),
                     earliest_ms: u64::MAX,
                 };
                 own_lap = true;
             }
             let from = sweep.cursor.unwrap_or(0).max(self.mark());
-            let end = self.next_offset().max(from);
+            let end = sweep.end.max(from);
             let state = Arc::clone(&self.state);
+            let step = left.min(EXPIRE_STEP);
             let found = self
                 .core
-                .blocking(move |open| read::expired(open, &state, from, end, now_ms, left))
+                .blocking(move |open| read::expired(open, &state, from, end, now_ms, step))
                 .await?;
-            let settled = |(offset, shared): &(u64, Option<u64>)| Settled {
-                offset: *offset,
-                shared: *shared,
+            let settled = |entry: &ExpiredEntry| Settled {
+                offset: entry.offset,
+                shared: entry.shared,
                 outcome: Outcome::Expired,
             };
             if !found.entries.is_empty() {
                 let settled = found.entries.iter().map(settled).collect();
                 expired += self.settle_committed(settled).await?;
+                for entry in &found.entries {
+                    if let Some((sender, output)) = &entry.origin {
+                        each(sender, output);
+                    }
+                }
             }
             left = left.saturating_sub(found.scanned);
             sweep.earliest_ms = sweep.earliest_ms.min(found.earliest_ms);
@@ -396,6 +429,9 @@ impl Queue {
 pub(crate) struct Sweep {
     /// Where it goes on; `None` between laps.
     cursor: Option<u64>,
+    /// Where it ends. What was appended since is for the next lap: a lap that followed the end of
+    /// a busy queue would not come to its own.
+    end: u64,
     /// Earliest expiry that this lap has left behind.
     earliest_ms: u64,
 }

@@ -6,6 +6,8 @@
 
 use bytes::Bytes;
 use edgehub_proto::identity::Identity;
+use edgehub_proto::message::SystemProperty;
+use edgehub_proto::stored;
 use rocksdb::{DBRawIterator, ReadOptions};
 
 use crate::db::Open;
@@ -219,14 +221,23 @@ impl SenderCache {
 /// What a look at a part of a queue found for the expiry sweep.
 #[derive(Debug, Default)]
 pub(crate) struct Expired {
-    /// Offset and shared message of expired entries.
-    pub(crate) entries: Vec<(u64, Option<u64>)>,
+    /// What has expired.
+    pub(crate) entries: Vec<ExpiredEntry>,
     /// Earliest expiry among the others, Unix ms; `u64::MAX` = none.
     pub(crate) earliest_ms: u64,
     /// Entries looked at.
     pub(crate) scanned: usize,
     /// Where to go on; `to` when the end was reached.
     pub(crate) next: u64,
+}
+
+/// An entry whose time is over.
+#[derive(Debug)]
+pub(crate) struct ExpiredEntry {
+    pub(crate) offset: u64,
+    pub(crate) shared: Option<u64>,
+    /// Who sent it, and from which output; `None` when the record does not say.
+    pub(crate) origin: Option<(Identity, String)>,
 }
 
 /// Looks at up to `limit` unsettled entries of `from..to` for what has expired.
@@ -244,6 +255,7 @@ pub(crate) fn expired(
         next: from,
         ..Expired::default()
     };
+    let mut senders = SenderCache::default();
     let mut iterator = entries(open, queue.number, from, to)?;
     while found.scanned < limit {
         let Some(offset) = next_unsettled(&mut iterator, &settled, queue.number)? else {
@@ -254,7 +266,20 @@ pub(crate) fn expired(
             && let Some(at) = record.expires_at_ms
         {
             if at <= now_ms {
-                found.entries.push((offset, record.shared));
+                let shared = record.shared;
+                let origin = match decode(open, &iterator, offset, None, &mut senders)? {
+                    Decoded::Entry(entry) => Some((entry.sender, output_of(entry.message))),
+                    // Without its message the record still says who sent it.
+                    Decoded::NotWanted | Decoded::Damaged => {
+                        let sender = senders.parse(record.sender);
+                        sender.map(|sender| (sender, String::new()))
+                    }
+                };
+                found.entries.push(ExpiredEntry {
+                    offset,
+                    shared,
+                    origin,
+                });
             } else {
                 found.earliest_ms = found.earliest_ms.min(at);
             }
@@ -264,4 +289,11 @@ pub(crate) fn expired(
         iterator.next();
     }
     Ok(found)
+}
+
+/// The output that a message was sent from; empty without one.
+fn output_of(message: Bytes) -> String {
+    let message = stored::decode_message(message).unwrap_or_default();
+    let output = message.system.get(SystemProperty::OutputName);
+    output.unwrap_or_default().to_owned()
 }

@@ -52,7 +52,8 @@ pub struct ConnectionStringWrap {
 const WRAP_INFO: &[u8] = b"edgehub-store-v1";
 
 impl ConnectionStringWrap {
-    /// `key` is the decoded `SharedAccessKey`.
+    /// `key` is the connection string's `SharedAccessKey`, in the same form at every start: another
+    /// form is another key.
     #[must_use]
     #[expect(
         clippy::expect_used,

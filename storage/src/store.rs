@@ -55,7 +55,10 @@ pub(crate) type Registry = RwLock<Vec<Arc<QueueState>>>;
 impl Drop for Core {
     fn drop(&mut self) {
         self.stop();
-        if let Some(writer) = self.writer.take() {
+        // The writer holds no handle; should it ever drop one, it must not wait for itself.
+        if let Some(writer) = self.writer.take()
+            && writer.thread().id() != std::thread::current().id()
+        {
             // A panic of the writer has been logged.
             let _ = writer.join();
         }
@@ -212,6 +215,7 @@ impl Store {
                 value,
                 sealed,
             } => {
+                let sealed = sealed || column.is_secret();
                 let value = self.core.sealer.seal(column.cf(), &key, value, sealed)?;
                 RawOp {
                     cf: column.cf(),

@@ -20,6 +20,8 @@ pub(crate) struct Tail {
     entries: VecDeque<Option<Entry>>,
 }
 
+/// What an entry costs. A settled one gives its message back at once and the rest when its slot
+/// goes: one stuck entry at the front keeps the slots of all that were settled behind it.
 fn cost(entry: &Entry) -> usize {
     entry.message.len() + TAIL_ENTRY_OVERHEAD_BYTES
 }
@@ -51,10 +53,12 @@ impl Tail {
             .checked_sub(self.base)
             .and_then(|index| usize::try_from(index).ok());
         let slot = index.and_then(|index| self.entries.get_mut(index));
-        let freed = slot.and_then(Option::take).map_or(0, |entry| cost(&entry));
+        let entry = slot.and_then(Option::take);
+        let mut freed = entry.map_or(0, |entry| entry.message.len());
         while let Some(None) = self.entries.front() {
             self.entries.pop_front();
             self.base += 1;
+            freed += TAIL_ENTRY_OVERHEAD_BYTES;
         }
         self.shrink();
         freed
@@ -67,7 +71,7 @@ impl Tail {
             && let Some(entry) = self.entries.pop_front()
         {
             self.base += 1;
-            freed += entry.map_or(0, |entry| cost(&entry));
+            freed += entry.map_or(TAIL_ENTRY_OVERHEAD_BYTES, |entry| cost(&entry));
         }
         self.shrink();
         freed
@@ -242,6 +246,28 @@ mod tests {
         }
         assert_eq!(budget.bytes, 0);
         assert!(budget.chunks.len() <= TAIL_CHUNKS_MAX);
+    }
+
+    #[test]
+    fn one_stuck_entry_does_not_keep_the_slots_of_all_behind_it() {
+        let a = queue(0);
+        let counters = Counters::default();
+        let mut budget = TailBudget::new(100 * TAIL_ENTRY_OVERHEAD_BYTES);
+        budget.extend(&a, &mut vec![entry(0, 1)]);
+        for chunk in 0..50u64 {
+            let offsets = (1 + 20 * chunk)..(21 + 20 * chunk);
+            budget.extend(&a, &mut offsets.clone().map(|o| entry(o, 1)).collect());
+            budget.remove(&a, &offsets.collect::<Vec<_>>());
+            budget.trim(&counters);
+            assert!(a.tail.lock().entries.len() <= 100);
+        }
+        assert_eq!(
+            offsets(&a, 1001, limit(1, 1, 1)),
+            Some((vec![], 1001)),
+            "the tail ends where the queue does"
+        );
+        let slots = a.tail.lock().entries.len();
+        assert_eq!(budget.bytes, slots * TAIL_ENTRY_OVERHEAD_BYTES);
     }
 
     #[test]

@@ -175,6 +175,8 @@ impl<'a> Presented<'a> {
         let token = match credential {
             Credential::Certificate(_) => return Err(AuthnError::CertificateNotSupported),
             Credential::None => return Err(AuthnError::NoCredential),
+            // An empty password is how a client says that it has none (spec/mqtt.md 2.1).
+            Credential::Sas(text) if text.is_empty() => return Err(AuthnError::NoCredential),
             Credential::Sas(text) => SasToken::parse(text)?,
         };
         // Valid while `se + skew >= now` (2.4).

@@ -412,11 +412,36 @@ fn an_originator_outside_of_the_actors_scope_does_not_reach_upstream() {
 }
 
 #[test]
+fn an_originator_that_has_moved_away_meanwhile_is_not_answered() {
+    let tree = sample_tree();
+    let edge2 = caller("edge2");
+    let query = IdentityQuery::new(&tree, &edge2, &identity_request("leaf2", "edge3;edge2"));
+    let query = query.unwrap();
+    assert!(query.answer(&tree, RefreshOutcome::Refreshed).is_ok());
+    // While upstream was asked, edge3 was given to the sibling, or the caller was disabled.
+    for change in [
+        edge("edge3", Some("edge10")),
+        disabled(edge("edge2", Some("edge1"))),
+    ] {
+        let later = tree.with(vec![change]).tree;
+        for refreshed in [RefreshOutcome::Refreshed, RefreshOutcome::NotFound] {
+            let answer = query.answer(&later, refreshed);
+            assert_eq!(answer, Err(not_in_scope("edge3")));
+        }
+    }
+}
+
+#[test]
 fn an_unknown_identity_is_denied_only_on_evidence() {
     let tree = sample_tree();
     let ask = |refreshed| ask(&tree, &caller("edge2"), "nobody", "edge2", refreshed);
     assert_eq!(ask(RefreshOutcome::NotFound), Ok(ScopeResponse::default()));
-    for refreshed in [RefreshOutcome::Unavailable, RefreshOutcome::Limited] {
+    for refreshed in [
+        RefreshOutcome::Unavailable,
+        RefreshOutcome::Limited,
+        // Upstream has it, our tree does not: no evidence that it does not exist.
+        RefreshOutcome::Refreshed,
+    ] {
         let denied = ask(refreshed).unwrap_err();
         assert_eq!(
             denied,

@@ -65,7 +65,7 @@ impl Scheduler {
                 };
                 state.next = state.next.max(next);
                 state.tail = state.tail.max(next);
-                if state.next >= state.tail {
+                if state.next >= state.tail || self.is_full() {
                     self.unblock();
                 }
             }
@@ -77,6 +77,17 @@ impl Scheduler {
                 }
                 self.scanned(queue, participants, entries, next);
             }
+        }
+        self.end_read(queue);
+    }
+
+    fn end_read(&mut self, queue: usize) {
+        let Some(state) = self.queues.get_mut(queue) else {
+            return;
+        };
+        if !state.confirmed_late.is_empty() {
+            state.read_ended();
+            self.unblock();
         }
     }
 
@@ -91,6 +102,7 @@ impl Scheduler {
                 self.want_scan(queue, one.key, one.turn);
             }
         }
+        self.end_read(queue);
     }
 
     /// Starts a read of each queue that has something to read and none under way.
@@ -124,20 +136,29 @@ impl Scheduler {
         }
     }
 
-    /// With the link down, more lanes would only mean more lanes that have fallen behind.
+    /// With the link down, more lanes would only mean more lanes that have fallen behind. Lanes
+    /// whose identity is in doubt are no probes: they may never try the link.
     fn is_main_reader_paused(&self) -> bool {
         let hopeless = self.link != Link::Up
             && self.ready == 0
             && self.lanes.len() >= limits::PROBE_LANES.min(self.config.lanes_max)
             && self.has_probes();
-        // Lanes that only listen are as many as clients are connected, which others bound.
-        hopeless || self.lanes.len().saturating_sub(self.needy) >= self.config.lanes_max
+        hopeless || self.is_full()
+    }
+
+    /// No further lane may be made for messages, so the main readers stand still. Lanes that only
+    /// listen are as many as clients are connected, which others bound.
+    pub(super) fn is_full(&self) -> bool {
+        self.lanes.len().saturating_sub(self.needy) >= self.config.lanes_max
     }
 
     /// Enough lanes connect by themselves.
     fn has_probes(&self) -> bool {
         let enough = limits::PROBE_LANES.min(self.config.lanes_max);
-        let probes = self.lanes.iter().filter(|(_, lane)| lane.is_probing());
+        let probes = self
+            .lanes
+            .iter()
+            .filter(|(_, lane)| lane.is_probing() && !lane.is_doubtful());
         probes.take(enough).count() >= enough
     }
 

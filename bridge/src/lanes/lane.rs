@@ -170,6 +170,14 @@ impl Lane {
         }
     }
 
+    /// Its identity is refused or being dropped: the state of the link does not help it.
+    pub(super) fn is_doubtful(&self) -> bool {
+        matches!(
+            self.state,
+            LaneState::Dropping | LaneState::BackOff { refused: true, .. }
+        )
+    }
+
     /// A session is open and nobody asked for its end.
     pub(super) fn may_send(&self) -> bool {
         matches!(self.state, LaneState::Ready(ready) if ready.drain_until.is_none())

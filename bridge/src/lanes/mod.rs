@@ -43,6 +43,8 @@ pub use scheduler::{Now, QueueStart, Scheduler};
 pub use session::SessionId;
 
 #[cfg(test)]
+mod crowd_tests;
+#[cfg(test)]
 mod model_checks;
 #[cfg(test)]
 mod model_needs;

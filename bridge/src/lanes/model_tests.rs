@@ -14,6 +14,8 @@ use edgehub_proto::{hub::Needs, identity::Identity};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nature {
     Good,
+    /// We have no chain for it: no connect is tried.
+    OutOfScope,
     /// Every connect is refused.
     Refused,
     /// Accepts and never acknowledges.
@@ -51,7 +53,8 @@ pub(super) struct World {
     pub(super) stored: Vec<Vec<Stored>>,
     /// What the scheduler knows of each queue's end.
     pub(super) known_tail: Vec<u64>,
-    pub(super) reads: Vec<(usize, u64, ReadFilter)>,
+    /// Reads under way; the last value is what was settled when each began.
+    pub(super) reads: Vec<(usize, u64, ReadFilter, HashSet<u64>)>,
     pub(super) settles: Vec<(usize, Vec<Settled>)>,
     pub(super) sessions: BTreeMap<SessionId, OpenSession>,
     /// Settle actions that were given out, before the store heard of them.
@@ -170,7 +173,7 @@ impl World {
                         self.reads.iter().all(|(q, ..)| *q != queue),
                         "two reads at once"
                     );
-                    self.reads.push((queue, from, filter));
+                    self.start_read(queue, from, filter);
                 }
                 Action::Settle { queue, settled } => {
                     assert!(
@@ -231,12 +234,20 @@ impl World {
         self.sessions.insert(session, session_state);
     }
 
-    /// Answers the read at `index` with what the store has now.
+    pub(super) fn start_read(&mut self, queue: usize, from: u64, filter: ReadFilter) {
+        let settled = self.stored[queue].iter().enumerate();
+        let settled = settled.filter(|(_, stored)| stored.settled.is_some());
+        let settled = settled.map(|(offset, _)| offset as u64).collect();
+        self.reads.push((queue, from, filter, settled));
+    }
+
+    /// Answers the read at `index`: with all that is stored now, except for what was settled when
+    /// the read began. A store may be as late as that.
     pub(super) fn answer_read(&mut self, index: usize) {
         if self.reads.is_empty() {
             return;
         }
-        let (queue, from, filter) = self.reads.remove(index % self.reads.len());
+        let (queue, from, filter, settled) = self.reads.remove(index % self.reads.len());
         let mut entries = Vec::new();
         let mut next = from;
         let mut scanned = 0;
@@ -246,7 +257,7 @@ impl World {
             && entries.len() < self.config.read_entries
         {
             let stored = &all[next as usize];
-            if stored.settled.is_none() && filter.admits(next, stored.sender.as_str()) {
+            if !settled.contains(&next) && filter.admits(next, stored.sender.as_str()) {
                 entries.push(Entry {
                     offset: next,
                     sender: stored.sender.clone(),
@@ -308,6 +319,8 @@ impl World {
         let sender = session.sender.clone();
         if session.close_asked {
             self.end(id, &CloseCause::Requested);
+        } else if self.nature(&sender) == Nature::OutOfScope {
+            self.end(id, &CloseCause::OutOfScope);
         } else if !self.link_up {
             self.end(id, &CloseCause::Unreachable("down".into()));
         } else if self.nature(&sender) == Nature::Refused {
@@ -326,7 +339,7 @@ impl World {
         let sender = self.sessions[&id].sender.clone();
         match self.nature(&sender) {
             Nature::Good => {}
-            Nature::Refused | Nature::Slow => return,
+            Nature::OutOfScope | Nature::Refused | Nature::Slow => return,
             Nature::Poison => {
                 if !self.sessions[&id].pending.is_empty() {
                     self.end(id, &CloseCause::Lost("poison".into()));
@@ -346,7 +359,10 @@ impl World {
             self.given_settles.insert((queue, offset));
             dispositions.push((token, Disposition::Accepted));
         }
-        self.scheduler.disposed(id, &dispositions);
+        // A session does not speak when there is nothing to tell.
+        if !dispositions.is_empty() {
+            self.scheduler.disposed(id, &dispositions);
+        }
     }
 
     pub(super) fn lose(&mut self, index: usize) {

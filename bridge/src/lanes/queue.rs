@@ -36,6 +36,8 @@ pub(super) struct QueueState {
     pub(super) skip: Option<Arc<HashSet<SenderKey>>>,
     /// Settled by us, not yet confirmed by the store: must not be taken in again by a read.
     pub(super) unconfirmed: HashSet<u64>,
+    /// Of those, what the store confirmed while a read was under way: it may have looked before.
+    pub(super) confirmed_late: Vec<u64>,
     pub(super) to_settle: Vec<Settled>,
     pub(super) settling: bool,
     /// After an error from the store: when to settle again.
@@ -62,6 +64,7 @@ impl QueueState {
             wants: BTreeSet::new(),
             skip: None,
             unconfirmed: HashSet::new(),
+            confirmed_late: Vec::new(),
             to_settle: Vec::new(),
             settling: false,
             settle_retry_at: None,
@@ -71,6 +74,22 @@ impl QueueState {
     pub(super) fn settle(&mut self, settled: Settled) {
         self.unconfirmed.insert(settled.offset);
         self.to_settle.push(settled);
+    }
+
+    /// The store has settled these.
+    pub(super) fn confirm(&mut self, settled: &[Settled]) {
+        self.confirmed_late
+            .extend(settled.iter().map(|one| one.offset));
+        if self.reading.is_none() {
+            self.read_ended();
+        }
+    }
+
+    /// No read is under way any more, and what the last one brought was looked at.
+    pub(super) fn read_ended(&mut self) {
+        for offset in self.confirmed_late.drain(..) {
+            self.unconfirmed.remove(&offset);
+        }
     }
 
     /// Everything that is stored has been read (by the main reader).

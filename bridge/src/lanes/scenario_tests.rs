@@ -135,7 +135,7 @@ fn a_poison_message_is_isolated_reported_and_kept() {
                     queue,
                     from,
                     filter,
-                } => world.reads.push((queue, from, filter)),
+                } => world.start_read(queue, from, filter),
                 Action::Settle { queue, settled } => world.settles.push((queue, settled)),
                 Action::Open {
                     session,
@@ -454,4 +454,64 @@ fn a_late_verdict_does_not_touch_a_lane_that_works() {
     }
     assert_eq!(world.unsettled(Nature::Slow), 2);
     assert_eq!(world.scheduler.counts().ready, 1);
+}
+
+/// A read that began before the store had settled something brings it afterwards: it is not sent
+/// again.
+#[test]
+fn what_is_settled_while_a_read_is_under_way_is_not_sent_again() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good]);
+    for _ in 0..3 {
+        world.append(0, 0, 10, None);
+    }
+    world.announce(0);
+    for _ in 0..3 {
+        world.turn();
+        world.answer_read(0);
+        world.answer_open(0);
+    }
+    world.turn();
+    // The newest is acknowledged, then the connection breaks: the lane goes back to the first.
+    world.acknowledge(0, 1, true);
+    world.lose(0);
+    while world.reads.is_empty() {
+        world.now_ms += 100;
+        world.turn();
+        world.answer_open(0);
+        assert!(world.now_ms < 10_000);
+    }
+    world.answer_settle(true);
+    world.answer_read(0);
+    world.turn();
+    let sent: Vec<_> = world.sessions.values().flat_map(|one| &one.sent).collect();
+    assert_eq!(sent.len(), 2, "{sent:?}");
+    world.run_until_good_are_settled(Duration::from_secs(1));
+}
+
+/// A verdict that comes while the lane tries again decides nothing; the next refusal asks again.
+#[test]
+fn a_verdict_that_comes_during_a_retry_is_asked_for_again() {
+    let mut world = World::new(small_config(), 1, &[Nature::Refused]);
+    world.append(0, 0, 10, None);
+    world.announce(0);
+    world.turn();
+    world.answer_read(0);
+    world.turn();
+    world.answer_open(0);
+    world.turn();
+    assert_eq!(world.refreshes.len(), 1);
+    while world.sessions.is_empty() {
+        world.now_ms += 50;
+        world.turn();
+        assert!(world.now_ms < 1000);
+    }
+    world.scheduler.identity_checked(&sender(0), Verdict::Gone);
+    world.answer_open(0);
+    world.turn();
+    assert_eq!(world.refreshes.len(), 2);
+    world.scheduler.identity_checked(&sender(0), Verdict::Gone);
+    for _ in 0..3 {
+        world.round();
+    }
+    assert_eq!(world.stored[0][0].settled, Some(Outcome::Dropped));
 }

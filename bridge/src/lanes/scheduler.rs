@@ -213,15 +213,9 @@ impl Scheduler {
     /// Identities that are refused or being dropped: judge them again when the scope changes.
     #[must_use]
     pub fn doubtful(&self) -> Vec<Identity> {
-        let doubtful = |state: &LaneState| {
-            matches!(
-                state,
-                LaneState::Dropping | LaneState::BackOff { refused: true, .. }
-            )
-        };
         self.lanes
             .iter()
-            .filter(|(_, lane)| doubtful(&lane.state))
+            .filter(|(_, lane)| lane.is_doubtful())
             .map(|(_, lane)| lane.sender.clone())
             .collect()
     }

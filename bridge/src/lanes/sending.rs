@@ -83,6 +83,8 @@ impl Scheduler {
 
     /// Fills the lane's window.
     fn send(&mut self, key: LaneKey, now: Now) {
+        // The main readers stand still then: to wait for them would be for ever.
+        let is_full = self.is_full();
         let Some(lane) = self.lanes.get_mut(key) else {
             return;
         };
@@ -109,7 +111,7 @@ impl Scheduler {
                     }
                     break;
                 }
-                if !state.is_read() {
+                if !state.is_read() && !is_full {
                     let lower_waits = lane
                         .parts
                         .iter()

@@ -135,10 +135,7 @@ impl Scheduler {
             return false;
         };
         let was_dropping = lane.state == LaneState::Dropping;
-        let doubtful = matches!(
-            lane.state,
-            LaneState::Dropping | LaneState::BackOff { refused: true, .. }
-        );
+        let doubtful = lane.is_doubtful();
         match verdict {
             Verdict::Retry if doubtful => {
                 self.forget_scans(key);
@@ -151,9 +148,9 @@ impl Scheduler {
                 self.touch(key);
                 return !was_dropping;
             }
-            // The next refusal asks again; the answer may be another one then.
-            Verdict::Unknown => lane.refreshed = false,
-            Verdict::Gone | Verdict::Retry => {}
+            // Not known, or too late, because the lane tries again already: the next refusal asks
+            // again.
+            Verdict::Gone | Verdict::Retry | Verdict::Unknown => lane.refreshed = false,
         }
         false
     }

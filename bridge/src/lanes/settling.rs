@@ -14,9 +14,7 @@ impl Scheduler {
         let Some(state) = self.queues.get_mut(queue) else {
             return;
         };
-        for entry in settled {
-            state.unconfirmed.remove(&entry.offset);
-        }
+        state.confirm(settled);
         state.settling = false;
         self.unblock();
     }

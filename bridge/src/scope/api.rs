@@ -131,8 +131,7 @@ impl HttpScopeApi {
         }
         let answer = answered?;
         if answer.status == StatusCode::OK {
-            return serde_json::from_slice(&answer.body)
-                .map_err(|error| ScopeError::Malformed(error.to_string()));
+            return parse(&answer.body);
         }
         let status = answer.status.as_u16();
         Err(ScopeError::Status {
@@ -186,6 +185,15 @@ fn path_segment(id: &str) -> String {
     segment
 }
 
+/// The parser's own words may quote what it found, and an answer is full of keys: only the place
+/// is told.
+fn parse(body: &[u8]) -> Result<ScopeResponse, ScopeError> {
+    serde_json::from_slice(body).map_err(|error| {
+        let (kind, line, column) = (error.classify(), error.line(), error.column());
+        ScopeError::Malformed(format!("{kind:?} error at line {line} column {column}"))
+    })
+}
+
 /// What an error body says, at most a line of it.
 fn error_text(body: &[u8]) -> String {
     let text = serde_json::from_slice::<ErrorBody>(body).map_or_else(
@@ -217,6 +225,17 @@ mod tests {
         );
         assert_eq!(error_text(b"<html>\r\n"), "<html>");
         assert_eq!(error_text(&[b'x'; 1000]).len(), 200);
+    }
+
+    #[test]
+    fn a_page_that_is_no_page_is_told_without_its_contents() {
+        let body =
+            br#"{"devices":[{"deviceId":"d","authentication":{"symmetricKey":"c2VjcmV0"}}]}"#;
+        let error = parse(body).unwrap_err();
+        assert!(matches!(error, ScopeError::Malformed(_)));
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("c2VjcmV0"), "{text}");
+        assert!(text.contains("line 1 column"), "{text}");
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl HttpClient {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the connection that it used.
+    /// Dropping the future drops the connection that it used, and all that are kept.
     pub(crate) async fn post(
         &self,
         path: &str,
@@ -108,9 +108,14 @@ impl HttpClient {
             self.exchange(fresh, path, authorization, body.clone())
                 .await
         };
-        timeout(limit, exchange)
-            .await
-            .unwrap_or(Err(HttpError::TimedOut(limit)))
+        let suspicion = Suspicion(Some(&self.idle));
+        match timeout(limit, exchange).await {
+            Ok(result) => {
+                suspicion.dismiss();
+                result
+            }
+            Err(_) => Err(HttpError::TimedOut(limit)),
+        }
     }
 
     fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
@@ -179,11 +184,61 @@ impl HttpClient {
     }
 }
 
+/// Drops the kept connections unless dismissed: when nothing was heard on one, however long its
+/// caller was willing to wait, the upstream may have become a black hole for the others too.
+struct Suspicion<'a>(Option<&'a Mutex<Vec<SendRequest<Full<Bytes>>>>>);
+
+impl Suspicion<'_> {
+    fn dismiss(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Suspicion<'_> {
+    fn drop(&mut self) {
+        if let Some(idle) = self.0 {
+            idle.lock().clear();
+        }
+    }
+}
+
 async fn read_body(body: Incoming) -> Result<Bytes, HttpError> {
     let limited = Limited::new(body, limits::HTTP_BODY_BYTES_MAX);
     match limited.collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(HttpError::BodyTooLarge),
         Err(error) => Err(HttpError::Connection(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_parent::FakeParent;
+
+    #[tokio::test]
+    async fn kept_connections_into_a_black_hole_cost_one_time_out_together() {
+        let parent = FakeParent::new();
+        let port = parent.free_port().await;
+        let _serving = parent.serve_https(port).await;
+        let tls = parent.client_tls.clone();
+        let minute = Duration::from_secs(60);
+        let dialer = Dialer::new(&parent.address.to_string(), None, tls, minute);
+        let client = HttpClient::new(dialer, port, TaskTracker::new(), CancellationToken::new());
+        let post = || client.post("/", "token", Bytes::new(), minute);
+        let (first, second, third) = tokio::join!(post(), post(), post());
+        assert!(first.is_ok() && second.is_ok() && third.is_ok());
+        let kept = parent.seen.lock().https_connections;
+        assert_eq!((kept, client.idle.lock().len()), (3, 3));
+
+        parent.seen.lock().https_silent = kept;
+        // The caller's patience is shorter than the client's.
+        let impatient = timeout(Duration::from_millis(50), post()).await;
+        assert!(impatient.is_err());
+        let answer = timeout(minute / 2, post()).await;
+        assert!(
+            answer.is_ok_and(|answer| answer.is_ok()),
+            "a fresh connection"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Keeps our copy of the scope current: the walk at start, every hour, after a reconnect and on
 //! demand.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use edgehub_auth::{
     scope_cache::{ScopeCache, ScopeChange},
@@ -100,6 +100,9 @@ pub(crate) struct ScopeKeeper<A> {
     pub(super) refreshes: Refreshes,
     own_hub: Identity,
     walks: watch::Sender<WalkStatus>,
+    /// While a walk is under way: who was fetched apart meanwhile. The walk may have read the page
+    /// where they belong before they were there.
+    fetched: Mutex<Option<HashSet<Identity>>>,
     demand: Notify,
     rng: Mutex<StdRng>,
 }
@@ -153,6 +156,7 @@ impl<A: ScopeApi> ScopeKeeper<A> {
             refreshes,
             own_hub,
             walks,
+            fetched: Mutex::new(None),
             demand: Notify::new(),
             rng,
         })
@@ -250,6 +254,15 @@ impl<A: ScopeApi> ScopeKeeper<A> {
         }
     }
 
+    /// Takes over records that were fetched apart from a walk.
+    pub(super) async fn take_fetched(&self, records: Vec<ServiceIdentity>) {
+        // Before they are in the cache: the walk looks there first, and here afterwards.
+        if let Some(fetched) = self.fetched.lock().as_mut() {
+            fetched.extend(records.iter().map(|record| record.identity.clone()));
+        }
+        self.records.apply(ScopeChange::Upsert(records)).await;
+    }
+
     fn note_walk_end(&self, is_complete: bool) {
         let now = Instant::now();
         self.walks.send_modify(|status| {
@@ -266,6 +279,7 @@ impl<A: ScopeApi> ScopeKeeper<A> {
     async fn walk(self: &Arc<Self>) -> WalkResult {
         let own_device = self.own_hub.device_identity();
         let mut walk = Walk::new(own_device.clone());
+        *self.fetched.lock() = Some(HashSet::new());
         let mut pages: JoinSet<(Visit, Result<ScopeResponse, ScopeError>)> = JoinSet::new();
         loop {
             while pages.len() < limits::SCOPE_PARALLEL_MAX
@@ -301,7 +315,9 @@ impl<A: ScopeApi> ScopeKeeper<A> {
                 Some(Err(_)) | None => break,
             }
         }
-        let result = walk.finish(&self.cache().current());
+        let tree = self.cache().current();
+        walk.named(self.fetched.lock().take().unwrap_or_default());
+        let result = walk.finish(&tree);
         if !result.failed.contains(&own_device) {
             self.cache().set_initialised();
         }

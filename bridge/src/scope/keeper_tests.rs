@@ -101,6 +101,22 @@ async fn removals_reach_the_disk() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_disk_refused_is_written_with_the_next_walk() {
+    let _held = HeldClock::new();
+    let (api, store) = (FakeApi::new(), TestStore::new());
+    store.store.faults().fail_next(u32::MAX);
+    let running = run(&api, &store, ScopeConfig::default());
+    running.walks(1).await;
+    assert!(running.keeper.cache().current().get(&id("leaf2")).is_some());
+    store.store.faults().fail_next(0);
+    advance(secs(3601)).await;
+    running.walks(2).await;
+    running.stop().await;
+    let restored = keeper(&api, &store, ScopeConfig::default());
+    assert!(restored.cache().current().get(&id("leaf2")).is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_the_upstream_walks_are_tried_again_with_growing_pauses() {
     let _held = HeldClock::new();
     let (api, store) = (FakeApi::new(), TestStore::new());

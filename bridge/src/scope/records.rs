@@ -1,7 +1,7 @@
 //! The scope on disk: every identity as one sealed record, so that a hub that restarts offline can
 //! authenticate its children (auth-hierarchy-http.md 4.3).
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use edgehub_auth::{
     scope_cache::{IdentityChange, ScopeCache, ScopeChange},
@@ -18,9 +18,9 @@ use tracing::warn;
 pub(crate) struct ScopeRecords {
     cache: Arc<ScopeCache>,
     store: Store,
-    /// One writer at a time, so that a later state of an identity is never overwritten by an
-    /// earlier one.
-    writing: Mutex<()>,
+    /// Whose records on disk may differ from the cache, because a write failed. One writer at a
+    /// time, so that a later state of an identity is never overwritten by an earlier one.
+    unwritten: Mutex<BTreeSet<Identity>>,
 }
 
 impl ScopeRecords {
@@ -28,7 +28,7 @@ impl ScopeRecords {
         Self {
             cache,
             store,
-            writing: Mutex::new(()),
+            unwritten: Mutex::default(),
         }
     }
 
@@ -64,20 +64,20 @@ impl ScopeRecords {
     }
 
     /// Applies a change to the cache and writes what became different. The cache holds also if the
-    /// disk does not: then the next change or walk tries again with what it touches.
+    /// disk does not: then the next call, also one that changes nothing, writes that too.
     ///
     /// # Cancel safety
     ///
     /// A cancelled call may leave the disk behind the cache, as a failed write does.
     pub(crate) async fn apply(&self, change: ScopeChange) -> Vec<IdentityChange> {
-        let _writing = self.writing.lock().await;
+        let mut unwritten = self.unwritten.lock().await;
         let changes = self.cache.apply(change);
-        if changes.is_empty() {
+        unwritten.extend(changes.iter().map(|change| change.identity().clone()));
+        if unwritten.is_empty() {
             return changes;
         }
         let tree = self.cache.current();
-        let ops = changes.iter().map(|change| {
-            let identity = change.identity();
+        let ops = unwritten.iter().map(|identity| {
             let key = key_of(identity);
             match tree.get(identity) {
                 Some(record) => KvOp::Put {
@@ -92,8 +92,11 @@ impl ScopeRecords {
                 },
             }
         });
-        if let Err(error) = self.store.write(ops.collect()).await {
-            warn!(%error, changes = changes.len(), "scope records cannot be stored");
+        match self.store.write(ops.collect()).await {
+            Ok(()) => unwritten.clear(),
+            Err(error) => {
+                warn!(%error, records = unwritten.len(), "scope records cannot be stored now");
+            }
         }
         changes
     }

@@ -175,7 +175,10 @@ impl<A: ScopeApi> ScopeKeeper<A> {
                 _ => {}
             }
         }
-        if let Some(answer) = state.under_way.get(question) {
+        // Without its sender the task that asked has died, and nobody will ever answer.
+        if let Some(answer) = state.under_way.get(question)
+            && answer.has_changed().is_ok()
+        {
             return Plan::Wait(answer.clone());
         }
         let bucket = state.bucket.get_or_insert_with(|| {
@@ -239,11 +242,19 @@ impl<A: ScopeApi> ScopeKeeper<A> {
         match self.api.identity(target, &chain).await {
             Ok(answer) => match find(answer, target) {
                 Some(records) => {
-                    self.records.apply(ScopeChange::Upsert(records)).await;
+                    self.take_fetched(records).await;
                     RefreshOutcome::Refreshed
                 }
                 None => {
-                    self.remove(target).await;
+                    // It is not in the actor's scope: only there that is evidence. A sibling must
+                    // not be able to ask our other children's identities away.
+                    let tree = self.cache().current();
+                    let chain = tree.try_auth_chain(target);
+                    let is_evidence = actor == *tree.own_device()
+                        || chain.is_some_and(|chain| chain.elements().contains(&actor));
+                    if is_evidence {
+                        self.remove(target).await;
+                    }
                     RefreshOutcome::NotFound
                 }
             },

@@ -118,6 +118,19 @@ async fn an_answer_without_the_identity_removes_it_and_is_remembered_for_a_while
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sibling_that_is_answered_nothing_removes_nobody() {
+    let world = World::new(ScopeConfig::default()).await;
+    for device in ["leaf0", "leaf2"] {
+        world.api.0.lock().devices.remove(device);
+    }
+    for (target, stays) in [("leaf0", true), ("leaf2", false)] {
+        let outcome = world.refresh.refresh(&id(target), "edge2").await;
+        assert_eq!(outcome, RefreshOutcome::NotFound);
+        assert_eq!(world.knows(target), stays, "{target} in the name of edge2");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn our_own_hub_is_never_removed() {
     let world = World::new(ScopeConfig::default()).await;
     world.api.0.lock().modules.clear();
@@ -242,4 +255,38 @@ async fn an_unknown_actor_is_looked_for_by_a_walk() {
     assert_eq!(outcome, RefreshOutcome::Refreshed);
     let outcome = world.refresh.refresh(&id("leaf9"), "stranger").await;
     assert_eq!(outcome, RefreshOutcome::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_whose_asking_died_is_asked_again() {
+    let world = World::new(ScopeConfig::default()).await;
+    let (dead, answer) = watch::channel(None);
+    drop(dead);
+    let question = (id("leaf2"), "edge1".to_owned());
+    let refreshes = &world.refresh.keeper.refreshes;
+    refreshes.state.lock().under_way.insert(question, answer);
+    assert_eq!(world.ask("leaf2").await, RefreshOutcome::Refreshed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_fetched_during_a_walk_is_not_removed_by_its_end() {
+    let _held = HeldClock::new();
+    let (api, store) = (FakeApi::new(), TestStore::new());
+    let release = Arc::new(tokio::sync::Notify::new());
+    api.0.lock().held_page = Some(("edge2".to_owned(), Arc::clone(&release)));
+    let keeper = keeper(&api, &store, ScopeConfig::default());
+    let (_connectivity, receiver) = watch::channel(Connectivity::Disconnected);
+    let cancel = CancellationToken::new();
+    let walking = tokio::spawn(Arc::clone(&keeper).run(receiver, cancel.clone()));
+    eventually("second page", || api.0.lock().pages_asked == 2).await;
+    // The first page, where it belongs, has come already.
+    api.0.lock().add("leaf9", Some("edge1"), false);
+    let refresh = ScopeRefresh::new(Arc::clone(&keeper), TaskTracker::new(), cancel.clone());
+    let outcome = refresh.refresh(&id("leaf9"), "edge1").await;
+    assert_eq!(outcome, RefreshOutcome::Refreshed);
+    release.notify_one();
+    eventually("walk", || keeper.has_walked()).await;
+    cancel.cancel();
+    walking.await.unwrap();
+    assert!(keeper.cache().current().get(&id("leaf9")).is_some());
 }

@@ -9,6 +9,7 @@ use edgehub_proto::{
     scope::{Capabilities, Device, Module, ScopeResponse},
 };
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::{
     api::{ScopeApi, ScopeError},
@@ -79,6 +80,8 @@ pub(super) struct Upstream {
     pub(super) pages: Mood,
     pub(super) identities: Mood,
     pub(super) pages_asked: usize,
+    /// The page of this device is only answered once it is released.
+    pub(super) held_page: Option<(String, Arc<Notify>)>,
     pub(super) identities_asked: Vec<(Identity, String)>,
 }
 
@@ -131,7 +134,7 @@ impl ScopeApi for FakeApi {
         _continuation: Option<String>,
     ) -> Result<ScopeResponse, ScopeError> {
         let edge = chain.target().as_str().to_owned();
-        let (mood, page) = {
+        let (mood, held, page) = {
             let mut upstream = self.0.lock();
             upstream.pages_asked += 1;
             let of_edge = |(device, parent): &(Device, Option<String>)| {
@@ -147,8 +150,12 @@ impl ScopeApi for FakeApi {
                     .collect(),
                 continuation_link: None,
             };
-            (upstream.pages, page)
+            let held = upstream.held_page.clone();
+            (upstream.pages, held.filter(|(id, _)| *id == edge), page)
         };
+        if let Some((_, release)) = held {
+            release.notified().await;
+        }
         answer(mood, || page).await
     }
 

@@ -147,6 +147,11 @@ impl Walk {
         self.listings.insert(visit.device, Listing::Skipped);
     }
 
+    /// The upstream has named these apart from the pages.
+    pub(crate) fn named(&mut self, identities: impl IntoIterator<Item = Identity>) {
+        self.seen.extend(identities);
+    }
+
     /// What follows from the walk for `tree`, which already has the walk's records.
     pub(crate) fn finish(self, tree: &ScopeTree) -> WalkResult {
         let mut result = WalkResult::default();

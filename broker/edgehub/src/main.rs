@@ -21,13 +21,19 @@ fn main() -> ExitCode {
     let loaded = match Settings::load(Environment::of_process()) {
         Ok(loaded) => loaded,
         Err(error) => {
-            logs::start("info", clock);
+            let _ = logs::start("info", clock);
             tracing::error!("{error}");
             return ExitCode::FAILURE;
         }
     };
-    logs::start(&loaded.settings.log_level, Arc::clone(&clock) as _);
+    let ignored = logs::start(&loaded.settings.log_level, Arc::clone(&clock) as _);
     tracing::info!("Version - {}", env!("CARGO_PKG_VERSION"));
+    for part in ignored {
+        tracing::warn!("RuntimeLogLevel: {part:?} is neither a level nor a filter and is ignored");
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
     for problem in &loaded.problems {
         tracing::error!("{problem}");
     }
@@ -49,7 +55,7 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(run::run(loaded.settings, clock)) {
         Ok(()) => {
-            tracing::info!("Shutdown complete");
+            tracing::info!("Shutdown complete.");
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use edgehub_auth::authenticator::{AudienceHosts, Authenticator};
 use edgehub_auth::scope_cache::ScopeCache;
-use edgehub_auth::tls::{self, TlsVersions};
+use edgehub_auth::tls;
 use edgehub_broker::config::{Settings, StorageSync};
 use edgehub_broker::http::admin::Admin;
 use edgehub_broker::http::limits::{ADMIN_CONNECTIONS_MAX, CONNECTIONS_MAX};
@@ -35,8 +35,6 @@ use crate::upstream;
 const SHUTDOWN_MAX: Duration = Duration::from_secs(8);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// Entries that the sweep for expired messages looks at in one go.
-const SWEEP_CHUNK: usize = 256;
 
 /// Runs one hub until it is told to stop.
 ///
@@ -52,6 +50,9 @@ pub(crate) async fn run(settings: Settings, clock: Arc<SystemClock>) -> anyhow::
 
     let store = open_store(&settings, Arc::clone(&clock) as _)?;
     let served = serve(settings, clock, metrics, &store, &tasks, &stop).await;
+    if served.is_ok() {
+        tracing::info!("Stopping the protocol heads...");
+    }
     // Also when serving could not begin: RocksDB's threads must not race the end of the process.
     stop.cancel();
     let closed = shut_down(tasks, store).await;
@@ -69,12 +70,14 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let own_device = settings.own_identity.device_id().to_owned();
     let (router, bad) = Router::new(&settings.routes, &own_device, settings.time_to_live, store)?;
-    for route in bad {
+    for route in &bad {
         tracing::error!("{route}");
     }
     tracing::info!("Set the following {} route(s) in edge hub", router.len());
     for (name, text) in &settings.routes {
-        tracing::info!("{name}: {text}");
+        if bad.iter().all(|bad| bad.name != *name) {
+            tracing::info!("{name}: {text}");
+        }
     }
 
     let scope = ScopeCache::new(&settings.own_identity.device_identity());
@@ -119,8 +122,7 @@ async fn serve(
     }
     tasks.spawn(Arc::clone(&hub).watch_scope(stop.clone()));
     tasks.spawn(sweep(
-        store.clone(),
-        Arc::clone(&clock),
+        Arc::clone(&hub),
         settings.cleanup_interval,
         stop.clone(),
     ));
@@ -173,7 +175,7 @@ fn open_heads(
         &read(&files.certificate)?,
         &read(&files.private_key)?,
         settings.client_certificates,
-        TlsVersions::All,
+        settings.tls_versions,
     )?;
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     if settings.mqtt_enabled {
@@ -265,27 +267,26 @@ fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Stor
             moved.path.display()
         );
     }
+    tracing::info!(
+        "Created persistent store at {}",
+        settings.store_path.display()
+    );
     if let Some(problem) = seal_problem {
         tracing::error!("Sealed values of the store (scope, tokens) read as missing: {problem}");
     }
     Ok(store)
 }
 
-/// Settles expired messages of all queues now and then (spec/operations.md A1.2).
-async fn sweep(store: Store, clock: Arc<SystemClock>, interval: Duration, stop: CancellationToken) {
+/// Settles and counts expired messages of all queues now and then (spec/operations.md A1.2).
+async fn sweep(hub: Arc<Hub>, interval: Duration, stop: CancellationToken) {
     loop {
+        let pause_and_sweep = async {
+            tokio::time::sleep(interval).await;
+            hub.expire_messages().await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(interval) => {}
+            () = pause_and_sweep => {}
             () = stop.cancelled() => return,
-        }
-        for queue in store.queues() {
-            match queue.expire(clock.unix_ms(), SWEEP_CHUNK).await {
-                Ok(0) => {}
-                Ok(count) => {
-                    tracing::info!("{count} messages of {} expired", queue.id().endpoint);
-                }
-                Err(error) => tracing::warn!("Looking for expired messages failed: {error}"),
-            }
         }
     }
 }

@@ -13,7 +13,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use edgehub_auth::tls::TlsVersions;
 use edgehub_proto::identity::Identity;
+
+/// Longest period that a setting may name, seconds: a year. Sums of times cannot overflow then.
+const PERIOD_SECS_MAX: u64 = 86_400 * 365;
 
 /// How hard the store holds what it commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +103,8 @@ pub struct Settings {
     pub https_enabled: bool,
     /// `ClientCertAuthEnabled`: ask clients for a certificate, never require one.
     pub client_certificates: bool,
+    /// `SslProtocols`, TLS 1.2 and 1.3: what every TLS listener offers.
+    pub tls_versions: TlsVersions,
     /// `MqttSettings__MaxKeepAliveTimeout`, 00:29:27 (design.md D16).
     pub keep_alive_max: Duration,
     /// `MqttSettings__ConnectArrivalTimeout`, 00:01:00: from TCP accept to CONNECT.
@@ -139,7 +145,7 @@ pub enum SettingsError {
     /// The connection string cannot be used.
     #[error("IotHubConnectionString: {0}")]
     ConnectionString(#[from] ConnectionStringError),
-    /// A protocol that this build does not have.
+    /// A protocol that this build does not have, or none that there is.
     #[error(
         "UpstreamProtocol is {0}; this build speaks only Mqtt upstream: set UpstreamProtocol=Mqtt"
     )]
@@ -153,6 +159,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// One text for each bad value, for the log.
     pub problems: Vec<String>,
+    /// One text for each thing that works and may be meant otherwise, for the log.
+    pub warnings: Vec<String>,
 }
 
 impl Settings {
@@ -181,7 +189,7 @@ impl Settings {
         }
         let connection_string = ConnectionString::parse(&connection)?;
         let upstream = upstream(&mut env, &connection_string.host)?;
-        let routes = routes(&env);
+        let routes = routes(&mut env);
         let ttl = env.integer("StoreAndForward__TimeToLiveSecs", -1);
         let settings = Self {
             hub_host: connection_string.host.clone(),
@@ -197,6 +205,7 @@ impl Settings {
             mqtt_enabled: env.flag("MqttSettings__Enabled", true),
             https_enabled: env.flag("HttpSettings__Enabled", true),
             client_certificates: env.flag("ClientCertAuthEnabled", true),
+            tls_versions: tls_versions(&mut env),
             keep_alive_max: env.time_span(
                 "MqttSettings__MaxKeepAliveTimeout",
                 Duration::from_secs(1767),
@@ -208,29 +217,30 @@ impl Settings {
             connected_clients_max: usize::try_from(env.bounded(
                 "MaxConnectedClients",
                 100,
-                1_000_000,
+                1..=1_000_000,
             ))
             .unwrap_or(usize::MAX),
-            store_path: storage_folder(&env).join("edgeHub"),
+            store_path: storage_folder(&mut env).join("edgeHub"),
             storage_sync: env.choice(
                 "StorageSync",
-                &[("os", StorageSync::Os), ("disk", StorageSync::Disk)],
-                StorageSync::Os,
+                [("os", StorageSync::Os), ("disk", StorageSync::Disk)],
             ),
             routes,
             time_to_live: u64::try_from(ttl).ok().map(Duration::from_secs),
             cleanup_interval: Duration::from_secs(
-                env.bounded("MessageCleanupIntervalSecs", 1800, 86_400 * 365)
+                env.bounded("MessageCleanupIntervalSecs", 1800, 1..=PERIOD_SECS_MAX)
                     .max(30),
             ),
             scope_refresh_period: Duration::from_secs(env.bounded(
                 "DeviceScopeCacheRefreshRateSecs",
                 3600,
-                86_400 * 365,
+                1..=PERIOD_SECS_MAX,
             )),
-            scope_refresh_gap: Duration::from_secs(
-                u64::try_from(env.integer("DeviceScopeCacheRefreshDelaySecs", 120)).unwrap_or(120),
-            ),
+            scope_refresh_gap: Duration::from_secs(env.bounded(
+                "DeviceScopeCacheRefreshDelaySecs",
+                120,
+                0..=PERIOD_SECS_MAX,
+            )),
             upstream_idle: idle(&mut env),
             track_device_state: env.flag("TrackDeviceState", true),
             log_level: env.text("RuntimeLogLevel").unwrap_or("info").to_owned(),
@@ -239,6 +249,7 @@ impl Settings {
         Ok(Loaded {
             settings,
             problems: env.take_problems(),
+            warnings: env.take_warnings(),
         })
     }
 
@@ -250,16 +261,9 @@ impl Settings {
 }
 
 fn upstream(env: &mut Environment, hub_host: &str) -> Result<UpstreamSettings, SettingsError> {
-    let protocol = env.choice(
-        "UpstreamProtocol",
-        &[
-            ("Mqtt", UpstreamProtocol::Mqtt),
-            ("MqttWs", UpstreamProtocol::Unsupported("MqttWs")),
-            ("Amqp", UpstreamProtocol::Unsupported("Amqp")),
-            ("AmqpWs", UpstreamProtocol::Unsupported("AmqpWs")),
-        ],
-        UpstreamProtocol::Unsupported("unset (Amqp)"),
-    );
+    let protocol = env
+        .text("UpstreamProtocol")
+        .map_or(UpstreamProtocol::Unsupported("unset (Amqp)"), protocol);
     if let UpstreamProtocol::Unsupported(name) = protocol {
         return Err(SettingsError::Protocol(name));
     }
@@ -274,6 +278,32 @@ fn upstream(env: &mut Environment, hub_host: &str) -> Result<UpstreamSettings, S
     })
 }
 
+/// The protocol of a name, in any case, or of its number in the reference.
+fn protocol(text: &str) -> UpstreamProtocol {
+    const OTHERS: [(&str, &str); 3] = [("0", "Amqp"), ("1", "AmqpWs"), ("3", "MqttWs")];
+    if text == "2" || text.eq_ignore_ascii_case("Mqtt") {
+        return UpstreamProtocol::Mqtt;
+    }
+    let other = OTHERS
+        .iter()
+        .find(|(number, name)| text == *number || text.eq_ignore_ascii_case(name));
+    UpstreamProtocol::Unsupported(
+        other.map_or("none of Amqp, AmqpWs, Mqtt, MqttWs", |(_, name)| name),
+    )
+}
+
+fn tls_versions(env: &mut Environment) -> TlsVersions {
+    let list = env.text("SslProtocols").unwrap_or_default().to_owned();
+    let (versions, ignored) = TlsVersions::parse(&list);
+    if !ignored.is_empty() {
+        let ignored = ignored.len();
+        env.warn(format!(
+            "SslProtocols: {ignored} of its entries are neither tls1.2 nor tls1.3 and are ignored"
+        ));
+    }
+    versions
+}
+
 fn ports(env: &mut Environment) -> Ports {
     let listener = env.port("Metrics__Listener__Port", 9600);
     Ports {
@@ -284,11 +314,12 @@ fn ports(env: &mut Environment) -> Ports {
     }
 }
 
-fn routes(env: &Environment) -> Vec<(String, String)> {
+fn routes(env: &mut Environment) -> Vec<(String, String)> {
     let given: Vec<(String, String)> = env
         .section("routes")
+        .into_iter()
         .filter(|(_, text)| !text.trim().is_empty())
-        .map(|(name, text)| (name.to_owned(), text.trim().to_owned()))
+        .map(|(name, text)| (name, text.trim().to_owned()))
         .collect();
     if given.is_empty() {
         // The route of the reference's settings file.
@@ -297,126 +328,16 @@ fn routes(env: &Environment) -> Vec<(String, String)> {
     given
 }
 
-fn storage_folder(env: &Environment) -> PathBuf {
+fn storage_folder(env: &mut Environment) -> PathBuf {
     env.text("StorageFolder")
         .map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
 fn idle(env: &mut Environment) -> Option<Duration> {
-    let seconds = env.bounded("CloudConnectionIdleTimeoutSecs", 3600, 86_400 * 365);
+    let seconds = env.bounded("CloudConnectionIdleTimeoutSecs", 3600, 1..=PERIOD_SECS_MAX);
     env.flag("CloseCloudConnectionOnIdleTimeout", true)
         .then(|| Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: &str = "cHJpbWFyeS1rZXktMDEyMzQ1Njc4OWFiY2RlZjAxMjM=";
-
-    fn minimal() -> Vec<(String, String)> {
-        [
-            (
-                "IotHubConnectionString",
-                format!(
-                    "HostName=h.example;DeviceId=edge1;ModuleId=$edgeHub;SharedAccessKey={KEY}"
-                ),
-            ),
-            ("EdgeDeviceHostName", "edge1.example".to_owned()),
-            ("EdgeHubDevServerCertificateFile", "c.pem".to_owned()),
-            ("EdgeHubDevServerPrivateKeyFile", "k.pem".to_owned()),
-            ("EdgeHubDevTrustBundleFile", "t.pem".to_owned()),
-            ("UpstreamProtocol", "mqtt".to_owned()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .to_vec()
-    }
-
-    fn load(extra: &[(&str, &str)]) -> Result<Loaded, SettingsError> {
-        let mut variables = minimal();
-        variables.retain(|(name, _)| extra.iter().all(|(other, _)| other != name));
-        variables.extend(
-            extra
-                .iter()
-                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned())),
-        );
-        Settings::load(Environment::new(variables))
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_contract() {
-        let Loaded { settings, problems } = load(&[]).unwrap();
-        assert!(problems.is_empty());
-        assert_eq!(settings.own_identity.as_str(), "edge1/$edgeHub");
-        assert_eq!(settings.ports.mqtt, 8883);
-        assert_eq!(settings.ports.amqp, 5671);
-        assert_eq!(settings.ports.https, 443);
-        assert_eq!(settings.ports.metrics, 9600);
-        assert_eq!(settings.upstream.host, "h.example");
-        assert_eq!(settings.upstream.mqtt_port, 8883);
-        assert_eq!(settings.upstream.amqp_port, 5671);
-        assert_eq!(settings.upstream.https_port, 443);
-        assert!(!settings.upstream.nested);
-        assert_eq!(settings.keep_alive_max, Duration::from_secs(1767));
-        assert_eq!(settings.connected_clients_max, 100);
-        assert_eq!(settings.time_to_live, None);
-        assert_eq!(settings.routes[0].1, "FROM /* INTO $upstream");
-        assert!(settings.listen_address.is_unspecified());
-        assert_eq!(settings.outgoing_address(), None);
-    }
-
-    #[test]
-    fn a_gateway_host_makes_a_lower_layer() {
-        let extra = [
-            ("IOTEDGE_GATEWAYHOSTNAME", "edge0.example"),
-            ("ListenAddress", "127.0.9.1"),
-        ];
-        let settings = load(&extra).unwrap().settings;
-        assert_eq!(settings.upstream.host, "edge0.example");
-        assert_eq!(settings.hub_host, "h.example");
-        assert!(settings.upstream.nested);
-        assert_eq!(
-            settings.outgoing_address(),
-            Some("127.0.9.1".parse().unwrap())
-        );
-    }
-
-    #[test]
-    fn all_missing_settings_are_named_at_once() {
-        let error = Settings::load(Environment::new([]))
-            .unwrap_err()
-            .to_string();
-        for name in [
-            "IotHubConnectionString",
-            "EdgeDeviceHostName",
-            "EdgeHubDevTrustBundleFile",
-        ] {
-            assert!(error.contains(name), "{error}");
-        }
-    }
-
-    #[test]
-    fn any_upstream_protocol_but_mqtt_is_refused_with_its_name() {
-        for (value, name) in [("Amqp", "Amqp"), ("amqpws", "AmqpWs"), ("MqttWs", "MqttWs")] {
-            let error = load(&[("UpstreamProtocol", value)])
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains(name) && error.contains("UpstreamProtocol=Mqtt"),
-                "{error}"
-            );
-        }
-        assert!(load(&[("UpstreamProtocol", "")]).is_err());
-    }
-
-    #[test]
-    fn the_metrics_port_has_an_order_of_precedence() {
-        let old = [("Metrics__Listener__Port", "9700")];
-        assert_eq!(load(&old).unwrap().settings.ports.metrics, 9700);
-        let both = [
-            ("Metrics__Listener__Port", "9700"),
-            ("HttpSettings__metrics_port", "9800"),
-        ];
-        assert_eq!(load(&both).unwrap().settings.ports.metrics, 9800);
-    }
-}
+mod tests;

@@ -225,9 +225,9 @@ fn what_expires_while_it_waits_is_not_sent() {
         dropped.collect::<Vec<_>>(),
         [
             // It was never decoded.
-            (Some(DropReason::Expired), 1, ""),
+            (Some(DropReason::TtlExpiry), 1, ""),
             (None, 2, "out"),
-            (Some(DropReason::Expired), 1, ""),
+            (Some(DropReason::TtlExpiry), 1, ""),
         ]
     );
 }

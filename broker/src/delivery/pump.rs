@@ -24,7 +24,7 @@ use super::machine::{Ended, Machine};
 use super::mailbox::{Mail, Mailbox};
 use super::slots::SlotTable;
 use super::stream::{Source, Stream};
-use crate::hub::{DeliveryToken, OTHER_OUTPUT, OUTPUT_LABELS_MAX, OfferError, Outlet, Settlement};
+use crate::hub::{DeliveryToken, OfferError, Outlet, Settlement};
 use crate::telemetry::metrics;
 
 const READ_LIMIT: ReadLimit = ReadLimit {
@@ -360,16 +360,8 @@ impl Counters {
             counter.increment(ended.count);
             return;
         }
-        let known = self.outputs.entry(ended.sender.clone()).or_default();
+        // The recorder bounds the values of this label.
         let output = &*ended.output;
-        let output = if output.is_empty() || known.contains(output) {
-            output
-        } else if known.len() < OUTPUT_LABELS_MAX {
-            known.insert(output.to_owned());
-            output
-        } else {
-            OTHER_OUTPUT
-        };
         let counter = match ended.dropped {
             Some(reason) => metrics::messages_dropped(reason, &ended.sender, output),
             None => metrics::messages_sent(

@@ -145,7 +145,13 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_done_is_said() {
         let name = "RefreshDeviceScopeIdentityCache";
-        for payload in ["", "[]", r#"{"deviceIds":"leaf1"}"#, r#"{"deviceIds":["#, r#"{"deviceIds":["a/b/c"]}"#] {
+        for payload in [
+            "",
+            "[]",
+            r#"{"deviceIds":"leaf1"}"#,
+            r#"{"deviceIds":["#,
+            r#"{"deviceIds":["a/b/c"]}"#,
+        ] {
             assert_eq!(call(name, payload).await, (400, Vec::new()), "{payload}");
         }
         assert_eq!(call(name, r#"{"deviceIds":["down"]}"#).await.0, 500);

@@ -168,13 +168,14 @@ impl EdgeHub {
             },
             Err(text) => {
                 tracing::error!("{text}");
-                self.configured.send_if_modified(|configured| match configured {
-                    Configured::Waiting(reason) => {
-                        reason.clone_from(&text);
-                        true
-                    }
-                    Configured::Done => false,
-                });
+                self.configured
+                    .send_if_modified(|configured| match configured {
+                        Configured::Waiting(reason) => {
+                            reason.clone_from(&text);
+                            true
+                        }
+                        Configured::Done => false,
+                    });
                 Some(text)
             }
         };

@@ -9,11 +9,12 @@
 //! | 200 | `devices, modules, continuationLink` |
 //! | 400 | the body is not JSON of the right form, its chain cannot be read, a target that is no id |
 //! | 401 | not a `$edgeHub`, no or a wrong token, or nothing for this caller to know |
-//! | 404 | any other path |
+//! | 404, 405 | any other path, any other method |
 //! | 408, 413 | the body is too slow ([`BODY_READ_MAX`]) or too large ([`BODY_BYTES_MAX`]) |
 //! | 503 | it cannot be decided now: the child keeps what it knows and asks again |
 //!
-//! Every answer of 4xx and 5xx that is made here has the body `{"ErrorMessage":"…"}`, but 404.
+//! Every answer of 4xx and 5xx that is made here has the body `{"ErrorMessage":"…"}`; 404 and 405
+//! have none.
 
 use std::sync::Arc;
 
@@ -88,34 +89,37 @@ impl ScopeApi {
             chain,
             credential,
         };
-        self.authenticator
-            .authenticate_service(&claim)
-            .await
-            .map_err(|error| {
-                let caller = &claim.caller;
-                tracing::info!("Refused a scope call of {caller}: {error}");
-                match error {
-                    AuthnError::MalformedToken(error) => Failure::new(
-                        StatusCode::UNAUTHORIZED,
-                        format!(
-                            "Cannot parse SharedAccessSignature because of the following error - \
+        let proven = self.authenticator.authenticate_service(&claim).await;
+        proven.map_err(|error| {
+            let reason = format!("{error} ({})", error.reason());
+            let failure = match error {
+                AuthnError::MalformedToken(error) => Failure::new(
+                    StatusCode::UNAUTHORIZED,
+                    format!(
+                        "Cannot parse SharedAccessSignature because of the following error - \
                          {error}"
-                        ),
                     ),
-                    error if error.is_definite() => not_authenticated(caller),
-                    _ => Failure::new(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        format!("Cannot decide about device with Id {caller} now"),
-                    ),
-                }
-            })
+                ),
+                error if error.is_definite() => not_authenticated(&claim.caller),
+                _ => Failure::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("Cannot decide about device with Id {} now", claim.caller),
+                ),
+            };
+            Failure { reason, ..failure }
+        })
     }
 }
 
 /// `devicesAndModulesInTargetDeviceScope`: served from our own tree, never asks upstream about
 /// the target.
-async fn devices_in_scope(
-    State(api): State<ScopeApi>,
+async fn devices_in_scope(State(api): State<ScopeApi>, actor: Actor, request: Request) -> Response {
+    let name = name(&actor);
+    answered(&name, answer_devices(&api, actor, request).await)
+}
+
+async fn answer_devices(
+    api: &ScopeApi,
     actor: Actor,
     request: Request,
 ) -> Result<Response, Failure> {
@@ -137,8 +141,13 @@ async fn devices_in_scope(
 
 /// `getDeviceAndModuleOnBehalfOf`: asks upstream first, so that a child learns of an identity
 /// through all layers at once.
-async fn one_identity(
-    State(api): State<ScopeApi>,
+async fn one_identity(State(api): State<ScopeApi>, actor: Actor, request: Request) -> Response {
+    let name = name(&actor);
+    answered(&name, answer_identity(&api, actor, request).await)
+}
+
+async fn answer_identity(
+    api: &ScopeApi,
     actor: Actor,
     request: Request,
 ) -> Result<Response, Failure> {
@@ -157,6 +166,24 @@ async fn one_identity(
         query.refresh_query().identity
     );
     Ok(success(&answer))
+}
+
+/// What the caller calls itself, for the log.
+fn name(actor: &Actor) -> String {
+    match actor {
+        Ok(Path((device, module))) => format!("{device}/{module}"),
+        Err(_) => "somebody".to_owned(),
+    }
+}
+
+/// The answer. The log has every refusal once, with the reason.
+fn answered(name: &str, answer: Result<Response, Failure>) -> Response {
+    answer.unwrap_or_else(|failure| {
+        let Failure { status, reason, .. } = &failure;
+        let status = status.as_u16();
+        tracing::info!("Refused a scope call of {name} with {status}: {reason}");
+        failure.into_response()
+    })
 }
 
 /// The `$edgeHub` that the path names.
@@ -178,7 +205,14 @@ fn credential(caller: &Identity, headers: &HeaderMap) -> Result<Credential, Fail
     let mut values = headers.get_all(AUTHORIZATION).iter();
     match (values.next().map(HeaderValue::to_str), values.next()) {
         (Some(Ok(token)), None) => Ok(Credential::Sas(token.to_owned())),
-        _ => Err(not_authenticated(caller)),
+        (None, _) => Err(Failure {
+            reason: "no Authorization header".to_owned(),
+            ..not_authenticated(caller)
+        }),
+        _ => Err(Failure {
+            reason: "several Authorization headers, or one that is no text".to_owned(),
+            ..not_authenticated(caller)
+        }),
     }
 }
 
@@ -226,12 +260,20 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response {
 #[derive(Debug)]
 struct Failure {
     status: StatusCode,
+    /// For the caller.
     text: String,
+    /// For the log, where more may be said.
+    reason: String,
 }
 
 impl Failure {
     fn new(status: StatusCode, text: String) -> Self {
-        Self { status, text }
+        let reason = text.clone();
+        Self {
+            status,
+            text,
+            reason,
+        }
     }
 }
 

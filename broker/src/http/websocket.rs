@@ -180,7 +180,11 @@ mod tests {
             ("sec-websocket-key", None, Refusal::Key),
             ("sec-websocket-key", Some("short"), Refusal::Key),
             ("sec-websocket-protocol", None, Refusal::Protocol),
-            ("sec-websocket-protocol", Some("mqttv5, xmqtt"), Refusal::Protocol),
+            (
+                "sec-websocket-protocol",
+                Some("mqttv5, xmqtt"),
+                Refusal::Protocol,
+            ),
         ] {
             assert_eq!(agreed(&[(name, value)]), Err(refusal), "{name}: {value:?}");
         }

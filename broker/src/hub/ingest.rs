@@ -5,6 +5,7 @@
 //! each message: the plan and the counter of every output.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use ::metrics::Counter;
@@ -22,6 +23,8 @@ use crate::telemetry::metrics::{self, DropReason};
 
 /// Outputs whose plan a connection keeps.
 const PLANS_MAX: usize = 64;
+/// Bytes of an output's name beside which others are kept; a longer one is kept alone.
+const PLAN_NAME_BYTES_MAX: usize = 256;
 
 /// A telemetry message as a head received it.
 #[derive(Debug)]
@@ -57,7 +60,8 @@ pub struct Ingest {
     progress: Arc<CommitProgress>,
     /// The routes that `ways` was made from.
     router: Arc<Router>,
-    ways: HashMap<Option<String>, Way>,
+    /// By the name of the output; empty for messages without one.
+    ways: HashMap<String, Way>,
     batch: Vec<Append>,
     last_sequence: u64,
 }
@@ -65,7 +69,6 @@ pub struct Ingest {
 struct Way {
     plan: Plan,
     received: Counter,
-    label: String,
 }
 
 impl std::fmt::Debug for Way {
@@ -106,7 +109,8 @@ impl Ingest {
             bag,
         } = telemetry.topic
         else {
-            return self.dropped(DropReason::UnknownTopic, "");
+            let why = "its topic is none that this hub takes";
+            return self.dropped(DropReason::UnknownTopic, "", &why);
         };
         if device_id != self.sender.device_id() || module_id != self.sender.module_id() {
             return Outcome::Foreign;
@@ -115,8 +119,8 @@ impl Ingest {
             body: telemetry.body,
             ..Message::default()
         };
-        if bag::decode_into(bag, &mut message).is_err() {
-            return self.dropped(DropReason::BadProperties, "");
+        if let Err(error) = bag::decode_into(bag, &mut message) {
+            return self.dropped(DropReason::BadProperties, "", &error);
         }
         for (set, key) in [
             (telemetry.retain, "mqtt-retain"),
@@ -130,26 +134,25 @@ impl Ingest {
                 });
             }
         }
-        let output = message
-            .system
-            .get(SystemProperty::OutputName)
-            .map(str::to_owned);
-        self.follow_routes();
-        let way = Self::way(
-            &mut self.ways,
-            &self.hub,
-            &self.router,
-            &self.sender,
-            output,
-        );
-        if message.size() > MAX_MESSAGE_BYTES {
-            let label = way.label.clone();
-            return self.dropped(DropReason::TooLarge, &label);
+        let output = message.system.get(SystemProperty::OutputName);
+        let output = output.unwrap_or_default();
+        let size = message.size();
+        if size > MAX_MESSAGE_BYTES {
+            let why = format_args!("{size} bytes are more than {MAX_MESSAGE_BYTES}");
+            return self.dropped(DropReason::TooLarge, output, &why);
         }
+        if !self.hub.is_router(&self.router) {
+            // Plans of routes that are not in force any more.
+            self.router = self.hub.router();
+            self.ways.clear();
+        }
+        let way = match self.ways.get(output) {
+            Some(way) => way,
+            None => Self::new_way(&mut self.ways, &self.router, &self.sender, output),
+        };
         way.received.increment(1);
         if way.plan.is_empty() {
-            let label = way.label.clone();
-            return self.dropped(DropReason::NoRoute, &label);
+            return self.dropped(DropReason::NoRoute, output, &"it matches no route");
         }
         self.batch.push(Append {
             sender: self.sender.clone(),
@@ -176,38 +179,124 @@ impl Ingest {
         })
     }
 
-    /// Forgets plans of routes that are not in force any more.
-    fn follow_routes(&mut self) {
-        if !self.hub.is_router(&self.router) {
-            self.router = self.hub.router();
-            self.ways.clear();
-        }
-    }
-
-    fn way<'a>(
-        ways: &'a mut HashMap<Option<String>, Way>,
-        hub: &Hub,
+    /// Works out the way of an output. A client chooses the names, of up to 64 KiB each: what is
+    /// kept of them is bounded.
+    fn new_way<'a>(
+        ways: &'a mut HashMap<String, Way>,
         router: &Router,
         sender: &Identity,
-        output: Option<String>,
+        output: &str,
     ) -> &'a Way {
-        if ways.len() >= PLANS_MAX && !ways.contains_key(&output) {
+        if ways.len() >= PLANS_MAX || output.len() > PLAN_NAME_BYTES_MAX {
             ways.clear();
         }
-        ways.entry(output).or_insert_with_key(|output| {
-            let label = hub.output_label(sender, output.as_deref());
-            Way {
-                plan: router.plan(sender, output.as_deref()),
-                received: metrics::messages_received(sender, &label),
-                label,
-            }
+        ways.entry(output.to_owned()).or_insert_with(|| Way {
+            plan: router.plan(sender, Some(output).filter(|output| !output.is_empty())),
+            received: metrics::messages_received(sender, output),
         })
     }
 
-    fn dropped(&self, reason: DropReason, label: &str) -> Outcome {
-        let counter = metrics::messages_dropped(reason, &self.sender, label);
-        counter.increment(1);
-        tracing::debug!("Dropped a message of {}: {}", self.sender, reason.label());
+    fn dropped(&self, reason: DropReason, output: &str, why: &dyn Display) -> Outcome {
+        self.hub.dropped(&self.sender, output, reason, why);
         Outcome::Dropped(reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edgehub_proto::topic::parse_publish;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+    use crate::test_support::*;
+
+    fn telemetry(topic: &str, bytes: usize) -> Telemetry<'_> {
+        Telemetry {
+            sequence: 1,
+            duplicate: false,
+            retain: false,
+            topic: parse_publish(topic),
+            body: vec![0; bytes].into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_outputs_of_a_client_do_not_fill_the_memory() {
+        let test = TestHub::new();
+        let mut ingest = Ingest::new(Arc::clone(&test.hub), id("edge1/modA"));
+        let take = |ingest: &mut Ingest, output: &str| {
+            let topic = format!("devices/edge1/modules/modA/messages/events/%24.on={output}");
+            assert_eq!(ingest.take(telemetry(&topic, 1), 0), Outcome::Gathered);
+            let kept = ingest.ways.keys().map(String::len).sum::<usize>();
+            assert!(kept <= 60_000 + PLANS_MAX * PLAN_NAME_BYTES_MAX, "{kept}");
+            assert!(ingest.ways.len() <= PLANS_MAX);
+        };
+        for n in 0..200 {
+            take(&mut ingest, &format!("short{n}"));
+            take(&mut ingest, &format!("{n:060000}"));
+        }
+        for n in 0..1000 {
+            take(&mut ingest, &format!("short{n}"));
+        }
+        take(&mut ingest, "");
+        assert!(ingest.ways.contains_key(""));
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_is_counted_each_time_and_said_once_in_a_while() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let _recording = ::metrics::set_default_local_recorder(&recorder);
+        let log = LogSink::default();
+        let _logging = log.start();
+        let test = TestHub::new();
+        let mut leaf0 = Ingest::new(Arc::clone(&test.hub), id("leaf0"));
+        let drops = [
+            ("foo/bar", 0, DropReason::UnknownTopic),
+            (
+                "devices/leaf0/messages/events/a=%ff",
+                0,
+                DropReason::BadProperties,
+            ),
+            (
+                "devices/leaf0/messages/events/",
+                MAX_MESSAGE_BYTES + 1,
+                DropReason::TooLarge,
+            ),
+        ];
+        for (topic, bytes, reason) in drops {
+            for _ in 0..100 {
+                let outcome = leaf0.take(telemetry(topic, bytes), 0);
+                assert_eq!(outcome, Outcome::Dropped(reason));
+            }
+        }
+        assert!(leaf0.take_batch().is_none());
+        let metrics = handle.render();
+        for (_, _, reason) in drops {
+            let line = format!(
+                "edgehub_messages_dropped_total{{reason=\"{}\",from=\"leaf0\",\
+                 from_route_output=\"\",ms_telemetry=\"True\"}} 100",
+                reason.label()
+            );
+            assert!(metrics.lines().any(|l| l == line), "{line}\n{metrics}");
+        }
+        assert!(
+            !metrics.contains("edgehub_messages_received_total"),
+            "{metrics}"
+        );
+        let lines = log.text();
+        assert_eq!(
+            lines.matches("Dropped a message of leaf0: ").count(),
+            3,
+            "{lines}"
+        );
+        assert_eq!(lines.matches(" WARN ").count(), 3, "{lines}");
+        for why in [
+            "its topic is none that this hub takes (unknown_topic, 1 since",
+            "a property is not UTF-8 (bad_properties, 1 since",
+            "262145 bytes are more than 262144 (too_large, 1 since",
+        ] {
+            assert!(lines.contains(why), "{why}\n{lines}");
+        }
     }
 }

@@ -3,10 +3,12 @@
 //! A head translates frames into calls on [`Hub`] and nothing else; a fourth head would add no
 //! line here.
 
+mod drop_log;
 mod ingest;
 mod outlet;
 mod registry;
 
+pub use drop_log::DROP_LOG_PERIOD;
 pub use ingest::{Ingest, Outcome, Telemetry};
 pub use outlet::{
     C2D_STREAM, Delivery, DeliveryToken, Features, INPUT_SLOTS_MAX, OUTBOX_EVENTS_MAX, OfferError,
@@ -14,7 +16,7 @@ pub use outlet::{
 };
 pub use registry::{Registration, Registry, RegistryFull};
 
-use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -25,17 +27,12 @@ use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_proto::clock::Clock;
 use edgehub_proto::identity::Identity;
 use edgehub_storage::Store;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::routing::Router;
-use crate::telemetry::metrics;
-
-/// Outputs of one identity that get their own metric label; later ones share one.
-pub const OUTPUT_LABELS_MAX: usize = 64;
-/// The label of outputs beyond [`OUTPUT_LABELS_MAX`].
-pub const OTHER_OUTPUT: &str = "(other)";
+use crate::telemetry::metrics::{self, DropReason};
+use drop_log::DropLog;
 
 /// The label of refused connections of ids that are not in scope.
 pub const UNKNOWN_ID: &str = "(unknown)";
@@ -77,7 +74,7 @@ pub struct Hub {
     router: ArcSwap<Router>,
     store: Store,
     registry: Arc<Registry>,
-    output_labels: Mutex<HashMap<Identity, HashSet<String>>>,
+    drops: DropLog,
 }
 
 impl Hub {
@@ -94,7 +91,7 @@ impl Hub {
             router: ArcSwap::from_pointee(parts.router),
             store: parts.store,
             registry: Registry::new(parts.connected_clients_max),
-            output_labels: Mutex::new(HashMap::new()),
+            drops: DropLog::default(),
         })
     }
 
@@ -228,6 +225,27 @@ impl Hub {
         metrics::connect_failed(id).increment(1);
     }
 
+    /// Settles and counts all messages whose time to live is over. Takes as long as a look at
+    /// every queue that may have one.
+    ///
+    /// # Cancel safety
+    /// Safe: what is left is found the next time.
+    pub async fn expire_messages(&self) {
+        let count = |sender: &Identity, output: &str| {
+            metrics::messages_dropped(DropReason::TtlExpiry, sender, output).increment(1);
+        };
+        for queue in self.store.queues() {
+            let now_ms = self.clock.unix_ms();
+            match queue.expire_each(now_ms, usize::MAX, count).await {
+                Ok(0) => {}
+                Ok(expired) => {
+                    tracing::info!("{expired} messages of {} expired", queue.id().endpoint);
+                }
+                Err(error) => tracing::warn!("Looking for expired messages failed: {error}"),
+            }
+        }
+    }
+
     /// The device scope.
     #[must_use]
     pub fn scope(&self) -> &Arc<ScopeCache> {
@@ -274,19 +292,23 @@ impl Hub {
         self.router.store(Arc::new(router));
     }
 
-    /// The metric label of a module's output; the number of labels is bounded, because a client
-    /// chooses the names.
-    fn output_label(&self, sender: &Identity, output: Option<&str>) -> String {
-        let Some(output) = output else {
-            return String::new();
+    /// Counts a message of `sender` that is dropped, and now and then says so in the log: it was
+    /// acknowledged, so its sender will not (design.md D5).
+    fn dropped(&self, sender: &Identity, output: &str, reason: DropReason, why: &dyn Display) {
+        metrics::messages_dropped(reason, sender, output).increment(1);
+        let Some(count) = self.drops.note(reason, self.clock.instant()) else {
+            return;
         };
-        let mut labels = self.output_labels.lock();
-        let known = labels.entry(sender.clone()).or_default();
-        if known.contains(output) || known.len() < OUTPUT_LABELS_MAX {
-            known.insert(output.to_owned());
-            return output.to_owned();
+        let label = reason.label();
+        let text = format_args!(
+            "Dropped a message of {sender}: {why} ({label}, {count} since the last such line)"
+        );
+        // Routes that leave some messages out may be meant so; the others are faults of senders.
+        if reason == DropReason::NoRoute {
+            tracing::debug!("{text}");
+        } else {
+            tracing::warn!("{text}");
         }
-        OTHER_OUTPUT.to_owned()
     }
 }
 

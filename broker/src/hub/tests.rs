@@ -4,6 +4,9 @@
 use edgehub_auth::authenticator::Credential;
 use edgehub_auth::scope_cache::ScopeChange;
 use edgehub_auth::scope_tree::{Authentication, KeyMaterial, ServiceIdentity, Status};
+use edgehub_proto::message::Message;
+use edgehub_proto::stored;
+use edgehub_storage::{Append, AppendBatch, CommitProgress, CommitTicket, Target};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::*;
@@ -206,4 +209,59 @@ async fn strangers_do_not_add_series() {
         "{text}"
     );
     assert!(!text.contains("nobody"), "{text}");
+}
+
+#[tokio::test]
+async fn expired_messages_are_settled_and_counted_for_who_sent_them() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let _guard = ::metrics::set_default_local_recorder(&recorder);
+    let test = TestHub::new();
+    let queue = test.hub.store().queues().remove(0);
+    let progress = CommitProgress::new();
+    let now_ms = test.clock.unix_ms();
+    let append = |sender: &str, expires_at_ms| {
+        let target = Target {
+            queue: queue.clone(),
+            expires_at_ms,
+        };
+        Append {
+            sender: id(sender),
+            message: stored::encode_message(&Message::default()),
+            enqueued_ms: now_ms,
+            targets: [target].into_iter().collect(),
+        }
+    };
+    // More than the store looks at in one step, and some that stay.
+    let mut appends: Vec<Append> = (0..600)
+        .map(|_| append("leaf0", Some(now_ms + 1000)))
+        .collect();
+    appends.extend((0..5).map(|_| append("leaf1", Some(now_ms + 1000))));
+    appends.push(append("leaf1", Some(now_ms + 2000)));
+    appends.push(append("leaf1", None));
+    let ticket = CommitTicket {
+        progress: Arc::clone(&progress),
+        sequence: 1,
+    };
+    let batch = AppendBatch { appends, ticket };
+    test.hub.store().append(batch).await.unwrap();
+    while progress.committed() < 1 {
+        progress.changed().await;
+    }
+
+    test.hub.expire_messages().await;
+    assert_eq!(queue.length(), 607);
+    test.clock.advance(std::time::Duration::from_secs(1));
+    for _ in 0..2 {
+        test.hub.expire_messages().await;
+        assert_eq!(queue.length(), 2);
+    }
+    let text = handle.render();
+    for (sender, count) in [("leaf0", 600), ("leaf1", 5)] {
+        let line = format!(
+            "edgehub_messages_dropped_total{{reason=\"ttl_expiry\",from=\"{sender}\",\
+             from_route_output=\"\",ms_telemetry=\"True\"}} {count}"
+        );
+        assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+    }
 }

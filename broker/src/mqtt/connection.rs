@@ -208,7 +208,12 @@ fn refusal(error: &ConnectError) -> Refusal {
         ConnectError::Refused(error) if error.is_definite() => ConnectAckReason::NotAuthorized,
         ConnectError::Refused(_) | ConnectError::Full(_) => ConnectAckReason::ServiceUnavailable,
     };
-    (code, error.to_string())
+    // With the short name under which docs/errors.md explains it.
+    let text = match error {
+        ConnectError::Refused(refused) => format!("{refused} ({})", refused.reason()),
+        ConnectError::Full(_) => error.to_string(),
+    };
+    (code, text)
 }
 
 #[cfg(test)]

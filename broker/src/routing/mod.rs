@@ -1,6 +1,6 @@
 //! Which queues a message goes to.
 //!
-//! [`parser`] reads a route's text; [`Router`] holds the routes that are in force. A sender's
+//! `parser` reads a route's text; [`Router`] holds the routes that are in force. A sender's
 //! source path decides which routes can match at all, so a connection asks for a [`Plan`] once
 //! per output and uses it for every message; conditions, when they come, are evaluated on the
 //! plan's routes only. Behaviour: spec/core.md 2.1, 2.2, 2.11, 3.1, 3.2.

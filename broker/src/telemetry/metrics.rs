@@ -11,6 +11,8 @@ use edgehub_proto::identity::Identity;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use super::outputs::BoundedOutputs;
+
 /// The content type of `/metrics`.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -52,7 +54,7 @@ impl Metrics {
             .add_global_label("instance_number", instance)
             .build_recorder();
         let handle = recorder.handle();
-        metrics::set_global_recorder(recorder).map_err(|_| StartedTwice)?;
+        metrics::set_global_recorder(BoundedOutputs::new(recorder)).map_err(|_| StartedTwice)?;
         Ok(Self { handle })
     }
 
@@ -74,7 +76,9 @@ fn builder() -> PrometheusBuilder {
         .set_quantiles(&QUANTILES)
         .and_then(|builder| builder.set_bucket_duration(SUMMARY_PART));
     // Neither the list nor the duration is empty, which is all that could be wrong.
-    summaries.unwrap_or_default().set_bucket_count(SUMMARY_PARTS)
+    summaries
+        .unwrap_or_default()
+        .set_bucket_count(SUMMARY_PARTS)
 }
 
 /// `edgehub_messages_received_total`: each device message accepted before routing.
@@ -88,18 +92,18 @@ pub fn messages_received(from: &Identity, output: &str) -> Counter {
 }
 
 /// Why a message was dropped; the reference knows `no_route` and `ttl_expiry`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DropReason {
     /// The property bag of the topic is malformed (design.md D5).
     BadProperties,
     /// What is stored of it cannot be decoded.
     Damaged,
-    /// Its time to live was over before its endpoint had it.
-    Expired,
     /// It matched no route.
     NoRoute,
     /// It is larger than 256 KiB (design.md D5).
     TooLarge,
+    /// Its time to live was over before its endpoint had it.
+    TtlExpiry,
     /// It cannot be sent to its endpoint over the protocol that this speaks.
     Undeliverable,
     /// Its topic is none that this hub takes (design.md D5).
@@ -113,9 +117,9 @@ impl DropReason {
         match self {
             Self::BadProperties => "bad_properties",
             Self::Damaged => "damaged",
-            Self::Expired => "ttl_expiry",
             Self::NoRoute => "no_route",
             Self::TooLarge => "too_large",
+            Self::TtlExpiry => "ttl_expiry",
             Self::Undeliverable => "undeliverable",
             Self::UnknownTopic => "unknown_topic",
         }

@@ -64,6 +64,21 @@ async fn closing_releases_a_held_commit() {
     );
 }
 
+/// Also on the only thread of a runtime: the writer needs nobody to come to its end.
+#[tokio::test(flavor = "current_thread")]
+async fn dropping_the_last_handle_releases_a_held_commit() {
+    let (dir, store) = fresh();
+    let q = queue(&store, "q");
+    store.faults().hold(true);
+    let mut sender = Sender::new();
+    let batch = sender.batch(vec![message("dev", "m", &[(&q, None)])]);
+    store.append(batch).await.unwrap();
+    drop((store, q));
+    assert_eq!(sender.progress.committed(), 1, "the drop has waited");
+    let store = open_at(&dir.path().join("edgeHub"));
+    assert_eq!(queue(&store, "q").length(), 1);
+}
+
 #[tokio::test]
 async fn a_failed_commit_acknowledges_nothing_and_leaves_no_trace() {
     let (dir, store) = fresh();

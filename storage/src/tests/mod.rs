@@ -1,6 +1,7 @@
 //! Tests of the whole store.
 
 mod commit;
+mod expiry;
 #[cfg(feature = "faults")]
 mod faults;
 mod model;

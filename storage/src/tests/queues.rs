@@ -1,13 +1,14 @@
 //! Reading, settling, expiry, shared messages and recovery of queues.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocksdb::IteratorMode;
 
 use super::*;
 use crate::SenderFilter;
 use crate::layout::{Cf, entry_key};
-use crate::limits::{RECLAIM_ENTRIES, SPARSE_RANGES_MAX};
+use crate::limits::{RECLAIM_ENTRIES, RECLAIM_INTERVAL_MS, SPARSE_RANGES_MAX};
 
 fn stored(store: &Store, cf: Cf) -> usize {
     let count = |open: &crate::db::Open<'_>| {
@@ -382,6 +383,25 @@ async fn settled_entries_are_deleted_in_bulk() {
         .unwrap();
     assert_eq!(stored(&store, Cf::Queues) as u64, count - RECLAIM_ENTRIES);
     assert_eq!(queue.length(), count - RECLAIM_ENTRIES);
+}
+
+#[tokio::test]
+async fn a_busy_store_deletes_what_was_settled_in_a_quiet_queue() {
+    let dir = TempDir::new().unwrap();
+    let clock = Arc::new(ManualClock::new(NOW_MS));
+    let config = StoreConfig::new(dir.path().join("edgeHub"));
+    let wrap = Arc::new(ConnectionStringWrap::new(b"key"));
+    let opened = Store::open(config, Arc::clone(&clock) as _, wrap).unwrap();
+    let store = opened.store;
+    let (quiet, busy) = (queue(&store, "quiet"), queue(&store, "busy"));
+    fill(&store, &quiet, 10).await;
+    quiet
+        .settle_committed((0..10).map(done).collect())
+        .await
+        .unwrap();
+    clock.advance(Duration::from_millis(RECLAIM_INTERVAL_MS));
+    fill(&store, &busy, 1).await;
+    assert_eq!(stored(&store, Cf::Queues), 1);
 }
 
 #[tokio::test]

@@ -33,6 +33,13 @@ async fn secrets_come_back_and_lie_nowhere_in_the_clear() {
         .write(vec![secret("leaf1", "very-secret-key")])
         .await
         .unwrap();
+    let unmarked = KvOp::Put {
+        column: Column::Scope,
+        key: b"leaf2".into(),
+        value: b"very-secret-key".into(),
+        sealed: false,
+    };
+    store.write(vec![unmarked]).await.unwrap();
     store.close().await.unwrap();
     for file in std::fs::read_dir(&path).unwrap() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
@@ -51,7 +58,7 @@ async fn with_another_key_secrets_are_missing_and_the_rest_works() {
     let path = dir.path().join("edgeHub");
     let store = open_with(&path, b"key").store;
     let plain = |key: &str| KvOp::Put {
-        column: Column::Scope,
+        column: Column::Twins,
         key: key.into(),
         value: b"plain".into(),
         sealed: false,
@@ -68,9 +75,10 @@ async fn with_another_key_secrets_are_missing_and_the_rest_works() {
     let store = opened.store;
     assert_eq!(store.get(Column::Scope, b"a").unwrap(), None);
     assert_eq!(
-        store.scan(Column::Scope).unwrap(),
+        store.scan(Column::Twins).unwrap(),
         vec![(b"p".to_vec(), b"plain".to_vec())]
     );
+    assert_eq!(store.scan(Column::Scope).unwrap(), vec![]);
     assert_eq!(store.stats().sealed_unreadable, 2);
     assert_eq!(queue(&store, "q").length(), 3);
     store.write(vec![secret("b", "2")]).await.unwrap();

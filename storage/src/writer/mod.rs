@@ -100,6 +100,7 @@ pub(crate) fn start(
         commit: 0,
         deleted_messages: DeletedMessages::default(),
         reclaim_waits: false,
+        reclaimed_at: now,
         failing: false,
     };
     let close_error = Arc::clone(&core.close_error);
@@ -147,6 +148,8 @@ struct Writer {
     deleted_messages: DeletedMessages,
     /// Settled entries wait for their physical deletion.
     reclaim_waits: bool,
+    /// When all queues were last looked at for that.
+    reclaimed_at: Instant,
     /// The last commit failed; so that a failing disk is logged twice, not for each message.
     failing: bool,
 }
@@ -244,7 +247,7 @@ impl Writer {
         loop {
             match self.wait() {
                 Waited::Items => {}
-                Waited::TimedOut => self.reclaim_idle(),
+                Waited::TimedOut => self.reclaim_all(),
                 Waited::Closed => {
                     // A last try; what fails now is delivered again after the next start.
                     let group = self.gather();
@@ -254,6 +257,7 @@ impl Writer {
             }
             while !self.backlog.is_empty() || !self.carried.is_empty() {
                 self.intake.take_more(&mut self.backlog);
+                self.reclaim_on_time();
                 if let Some(Item::Create(_)) = self.backlog.front() {
                     if let Some(Item::Create(item)) = self.backlog.pop_front() {
                         self.create(&item);
@@ -266,7 +270,7 @@ impl Writer {
                 }
             }
         }
-        self.reclaim_idle();
+        self.reclaim_all();
     }
 
     fn wait(&mut self) -> Waited {

@@ -55,9 +55,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes what was settled, when nothing else is to do.
-    pub(super) fn reclaim_idle(&mut self) {
+    /// As [`Self::reclaim_all`], from time to time: a store that is never idle would otherwise keep
+    /// what was settled in queues that have become quiet.
+    pub(super) fn reclaim_on_time(&mut self) {
+        let since = self
+            .clock
+            .instant()
+            .saturating_duration_since(self.reclaimed_at);
+        if self.reclaim_waits && since >= Duration::from_millis(RECLAIM_INTERVAL_MS) {
+            self.reclaim_all();
+        }
+    }
+
+    /// Deletes what was settled in any queue.
+    pub(super) fn reclaim_all(&mut self) {
         self.reclaim_waits = false;
+        self.reclaimed_at = self.clock.instant();
         for index in 0..self.queues.len() {
             let Some(queue) = self.queues.get(index) else {
                 continue;
@@ -132,12 +145,12 @@ impl Writer {
         {
             // Everything behind the mark goes as one; a span above it by itself.
             let mark = queue.state.settled.lock().mark();
-            let range = if largest.end <= mark {
-                0..mark
+            let request = if largest.end <= mark {
+                Request::BehindMark(number, mark)
             } else {
-                largest.clone()
+                Request::Span(number, largest.clone())
             };
-            if self.reclaimer.check(Request::Entries(number, range)) {
+            if self.reclaimer.check(request) {
                 queue.deleted_unchecked = 0;
             }
         }
@@ -226,8 +239,10 @@ fn stage_checkpoint(
 
 /// What the maintenance thread is to look at.
 enum Request {
-    /// Deleted entries of a queue.
-    Entries(u32, Range<u64>),
+    /// Entries of a queue below its mark.
+    BehindMark(u32, u64),
+    /// Deleted entries of a queue above its mark.
+    Span(u32, Range<u64>),
     /// Ids among which shared messages were deleted.
     Messages(Range<u64>),
 }
@@ -259,7 +274,12 @@ fn serve(db: &Db, waiting: Receiver<Request>) {
     let mut ids = None;
     for request in waiting {
         let looked = match request {
-            Request::Entries(number, range) => db.with(|open| open.compact_entries(number, &range)),
+            Request::BehindMark(number, mark) => {
+                db.with(|open| open.compact_entries(number, &(0..mark), true))
+            }
+            Request::Span(number, range) => {
+                db.with(|open| open.compact_entries(number, &range, false))
+            }
             Request::Messages(range) => {
                 let range = hull(ids.take(), range);
                 let looked = db.with(|open| open.compact_messages(&range));

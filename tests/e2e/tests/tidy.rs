@@ -9,6 +9,11 @@
     reason = "these are the tests"
 )]
 
+#[path = "tidy/limits_page.rs"]
+mod limits_page;
+#[path = "tidy/scripts.rs"]
+mod scripts;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -15,9 +15,23 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::network;
+use crate::process_group::GroupGuard;
 
 /// How often the build lock is tried; the kernel offers no asynchronous wait.
 const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// What is built: the two that a lab starts, and the lab itself, because cargo chooses features for
+/// all packages of one call together and the scripts build these three (`build_programs`). With
+/// another selection everything below a feature that differs would be built twice.
+const PROGRAMS: [&str; 7] = [
+    "-p",
+    "edgehub",
+    "-p",
+    "iothub-emulator",
+    "-p",
+    "edgehub-lab",
+    "--bins",
+];
 
 /// How the binaries are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -48,14 +62,13 @@ impl Binaries {
     /// When the build fails or a binary is not among its results.
     ///
     /// # Cancel safety
-    /// Cargo is killed; what it has built by then is kept.
+    /// Cargo and its compilers are killed; what they have built by then is kept.
     pub async fn build(profile: Profile) -> Result<Self> {
         let options: &[&str] = match profile {
             Profile::Test => &["--features", "edgehub/faults"],
             Profile::Release => &["--release"],
         };
-        let both = ["-p", "edgehub", "-p", "iothub-emulator", "--bins"];
-        let messages = build(&[&both[..], options].concat()).await?;
+        let messages = build(&[&PROGRAMS[..], options].concat()).await?;
         Ok(Self {
             edgehub: executable(&messages, "edgehub")?,
             emulator: executable(&messages, "iothub-emulator")?,
@@ -83,10 +96,16 @@ async fn build(arguments: &[&str]) -> Result<String> {
         .args(arguments)
         .current_dir(&workspace)
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
+        // Cargo's compilers do not end with it.
+        .process_group(0)
         .kill_on_drop(true);
     forget_outer_cargo(&mut command, &workspace);
-    let output = command.output().await.context("cannot start cargo")?;
+    let cargo = command.spawn().context("cannot start cargo")?;
+    let group = GroupGuard::of(cargo.id());
+    let output = cargo.wait_with_output().await.context("cargo is lost")?;
+    group.release();
     if !output.status.success() {
         bail!(
             "cargo could not build {} ({})",

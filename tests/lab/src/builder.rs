@@ -11,7 +11,7 @@ use crate::hosts_file::{self, HostsFile, Tag};
 use crate::lab::{Host, HostSlot, Lab, Names};
 use crate::network::{NetworkLease, Ports};
 use crate::pki::RootCa;
-use crate::process::{Launch, Reaper};
+use crate::process::{Launch, Reaper, allow_many_descriptors};
 use crate::relay::{Plane, Relay, RelayHost};
 use crate::seed::Seed;
 use crate::state_dir::StateDir;
@@ -231,6 +231,20 @@ impl LabBuilder {
     /// # Cancel safety
     /// Everything that was started is ended.
     pub async fn start(self) -> Result<Lab> {
+        let lab = self.start_unannounced().await?;
+        lab.announce()?;
+        Ok(lab)
+    }
+
+    /// As [`Self::start`], without a `lab.json`: for a program that has something to do before it
+    /// says that all is ready, with [`Lab::announce`].
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::start`].
+    pub async fn start_unannounced(self) -> Result<Lab> {
         let lab = self.prepare().await?;
         for slot in lab.slots() {
             match slot.at_start {
@@ -239,7 +253,6 @@ impl LabBuilder {
                 AtStart::Off => {}
             }
         }
-        lab.announce()?;
         Ok(lab)
     }
 
@@ -263,6 +276,7 @@ impl LabBuilder {
     /// Everything but starting processes.
     async fn prepare(self) -> Result<Lab> {
         self.topology.check()?;
+        allow_many_descriptors();
         let state = match &self.state_dir {
             Some(path) => StateDir::open(path)?,
             None => StateDir::temporary()?,

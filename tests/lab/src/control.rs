@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ use tokio_util::task::TaskTracker;
 use crate::Lab;
 
 const SOCKET: &str = "lab.sock";
+
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// A request is a name or two; anything longer is not from our own program.
 const REQUEST_BYTES_MAX: u64 = 4096;
@@ -88,39 +92,58 @@ pub fn ask(state_dir: &Path, request: &Request) -> Result<()> {
     }
 }
 
-/// Answers requests until `end`.
-///
-/// # Errors
-/// When the socket cannot be made.
-///
-/// # Cancel safety
-/// Requests under way are dropped; what they started goes on.
-pub async fn serve(lab: Arc<Lab>, end: CancellationToken) -> Result<()> {
-    let folder = OpenFolder::open(lab.state_dir())?;
-    // The lock on the folder says that nobody else listens.
-    let _ = fs::remove_file(folder.socket());
-    let listener = UnixListener::bind(folder.socket()).context("cannot make the control socket")?;
-    let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = end.cancelled() => break,
-        };
-        if let Ok((stream, _)) = accepted {
-            let (lab, end) = (Arc::clone(&lab), end.clone());
-            tasks.spawn(async move {
-                tokio::select! {
-                    // A caller that goes away is no news for anybody.
-                    _ = answer(&lab, stream) => {}
-                    () = end.cancelled() => {}
-                }
-            });
-        }
+/// Where a lab takes requests. They may come from the moment it is made, and are answered once it
+/// is served: so a lab can make it before it announces itself.
+#[derive(Debug)]
+pub struct ControlSocket {
+    folder: OpenFolder,
+    listener: UnixListener,
+}
+
+impl ControlSocket {
+    /// Listens in the folder of `lab`.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn bind(lab: &Lab) -> Result<Self> {
+        let folder = OpenFolder::open(lab.state_dir())?;
+        // The lock on the folder says that nobody else listens.
+        let _ = fs::remove_file(folder.socket());
+        let listener = UnixListener::bind(folder.socket());
+        let listener = listener.context("cannot make the control socket")?;
+        Ok(Self { folder, listener })
     }
-    let _ = fs::remove_file(folder.socket());
-    tasks.close();
-    tasks.wait().await;
-    Ok(())
+
+    /// Answers requests until `end`.
+    ///
+    /// # Cancel safety
+    /// Requests under way are dropped; what they started goes on.
+    pub async fn serve(self, lab: Arc<Lab>, end: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = end.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (lab, end) = (Arc::clone(&lab), end.clone());
+                    tasks.spawn(async move {
+                        tokio::select! {
+                            // A caller that goes away is no news for anybody.
+                            _ = answer(&lab, stream) => {}
+                            () = end.cancelled() => {}
+                        }
+                    });
+                }
+                // Out of descriptors: the next attempt may find some.
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+        let _ = fs::remove_file(self.folder.socket());
+        tasks.close();
+        tasks.wait().await;
+    }
 }
 
 async fn answer(lab: &Lab, mut stream: UnixStream) -> Result<()> {
@@ -155,6 +178,7 @@ async fn perform(lab: &Lab, request: Request) -> Result<()> {
 
 /// An open folder: through its descriptor the socket has a short path, however long the folder's
 /// own is (a Unix socket's path has at most 107 bytes).
+#[derive(Debug)]
 struct OpenFolder(File);
 
 impl OpenFolder {

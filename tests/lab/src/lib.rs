@@ -43,6 +43,7 @@ pub mod mqtt_sender;
 pub mod network;
 pub mod pki;
 pub mod process;
+mod process_group;
 pub mod relay;
 pub mod sas;
 pub mod seed;

@@ -1,12 +1,11 @@
 //! `edgehub-lab`: a lab on the command line (`scripts/lab.sh`). The README has its contract.
 
 #![allow(
-    clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a command line program speaks on standard output and error"
+    reason = "a command line program speaks on standard error"
 )]
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use edgehub_lab::control::{self, Request};
+use edgehub_lab::control::{self, ControlSocket, Request};
 use edgehub_lab::ledger::Ledger;
 use edgehub_lab::seed::Seed;
 use edgehub_lab::{HUB, Lab, LabBuilder, Profile, demo};
@@ -167,14 +166,17 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 async fn run(up: &Up) -> Result<()> {
     let end = end_signal()?;
     let lab = tokio::select! {
-        lab = builder(up)?.start() => Arc::new(lab?),
+        lab = builder(up)?.start_unannounced() => Arc::new(lab?),
         // What was started up to here is ended by dropping it.
         () = end.cancelled() => return Ok(()),
     };
+    // Whoever sees `lab.json` may give a command at once.
     link_executable(lab.state_dir())?;
-    describe(&lab)?;
-    control::serve(Arc::clone(&lab), end).await?;
-    println!("ending");
+    let socket = ControlSocket::bind(&lab)?;
+    lab.announce()?;
+    say(&description(&lab)?);
+    socket.serve(Arc::clone(&lab), end).await;
+    say("ending\n");
     Arc::into_inner(lab)
         .context("the lab is still in use")?
         .shutdown()
@@ -189,11 +191,14 @@ async fn show(demo: &Demo) -> Result<ExitCode> {
         duration: demo.seconds.map(Duration::from_secs),
         profile: demo.profile,
     };
-    let passed = demo::run(&options, &end).await?;
-    Ok(if passed {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(match demo::run(&options, &end).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // In the form of a verdict, which is what a demo ends with.
+            say(&format!("FAIL: {error:#}\n"));
+            ExitCode::FAILURE
+        }
     })
 }
 
@@ -232,40 +237,44 @@ fn link_executable(state: &Path) -> Result<()> {
         .with_context(|| format!("cannot make {}", link.display()))
 }
 
-fn describe(lab: &Lab) -> Result<()> {
+fn description(lab: &Lab) -> Result<String> {
     let json = lab.lab_json()?;
-    println!("{:<8} {:<24} {:<14} log", "host", "name", "address");
-    println!(
-        "{:<8} {:<24} {:<14} {}",
-        json.hub.name,
-        json.hub.hostname,
-        json.hub.address,
-        json.hub.log.display()
-    );
+    let host = |name: &str, hostname: &str, address: &dyn std::fmt::Display, log: &Path| {
+        let (address, log) = (address.to_string(), log.display());
+        format!("{name:<8} {hostname:<24} {address:<14} {log}\n")
+    };
+    let mut text = host("host", "name", &"address", Path::new("log"));
+    let hub = &json.hub;
+    text += &host(&hub.name, &hub.hostname, &hub.address, &hub.log);
     for layer in &json.layers {
-        let (address, log) = (layer.address.to_string(), layer.log.display());
-        println!(
-            "{:<8} {:<24} {address:<14} {log}",
-            layer.name, layer.hostname
-        );
+        text += &host(&layer.name, &layer.hostname, &layer.address, &layer.log);
     }
     for identity in &json.identities {
-        println!("{}: {}", identity.id, identity.connection_string);
+        text += &format!("{}: {}\n", identity.id, identity.connection_string);
     }
-    println!("CA: {}", json.ca_file.display());
-    println!("ready: {}", lab.lab_json_path().display());
-    Ok(())
+    text += &format!("CA: {}\n", json.ca_file.display());
+    text += &format!("ready: {}\n", lab.lab_json_path().display());
+    Ok(text)
 }
 
-/// Cancelled by SIGTERM, Ctrl-C or the end of the terminal. Asked a second time the program ends at
-/// once, and the reaper ends what it had started.
+/// On standard output. A reader that has gone away is no reason to end.
+fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
+
+/// Cancelled by SIGTERM, Ctrl-C or the end of the terminal (unless `nohup` said that this is none of
+/// its business). Asked a second time the program ends at once, and the reaper ends what it had
+/// started.
 fn end_signal() -> Result<CancellationToken> {
     let end = CancellationToken::new();
-    for kind in [
-        SignalKind::terminate(),
-        SignalKind::interrupt(),
-        SignalKind::hangup(),
-    ] {
+    let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
+    let hangup = SignalKind::hangup();
+    if !is_ignored(&std::fs::read_to_string("/proc/self/status")?, hangup) {
+        kinds.push(hangup);
+    }
+    for kind in kinds {
         let (mut signal, end) = (signal(kind)?, end.clone());
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
@@ -279,9 +288,24 @@ fn end_signal() -> Result<CancellationToken> {
     Ok(end)
 }
 
+/// Whether the process of this `/proc/<pid>/status` ignores a signal.
+fn is_ignored(status: &str, signal: SignalKind) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_seen_in_the_status() {
+        let status = "Name:\tx\nSigIgn:\t0000000000001001\n";
+        assert!(is_ignored(status, SignalKind::hangup()));
+        assert!(!is_ignored(status, SignalKind::interrupt()));
+        assert!(!is_ignored("", SignalKind::hangup()));
+    }
 
     #[test]
     fn the_command_line_is_the_contract() {

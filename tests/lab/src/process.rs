@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 /// How often a condition that the kernel does not announce is looked at.
 pub(crate) const POLL: Duration = Duration::from_millis(5);
@@ -102,6 +102,8 @@ pub struct Process {
     child: Child,
     log: PathBuf,
     reaper: Arc<Reaper>,
+    /// The reaper has been told that it has ended.
+    forgotten: bool,
 }
 
 impl Process {
@@ -139,6 +141,7 @@ impl Process {
             child,
             log: launch.log.clone(),
             reaper: Arc::clone(reaper),
+            forgotten: false,
         };
         process.reaper.tell('+', process.pid())?;
         Ok(process)
@@ -155,7 +158,18 @@ impl Process {
     /// # Errors
     /// When the kernel does not know the child any more.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
+        let status = self.child.try_wait()?;
+        if status.is_some() {
+            self.forget();
+        }
+        Ok(status)
+    }
+
+    /// Its id may be another process's from now on: the reaper must not kill that.
+    fn forget(&mut self) {
+        if !std::mem::replace(&mut self.forgotten, true) {
+            let _ = self.reaper.tell('-', self.pid());
+        }
     }
 
     /// Closes the pipe that it has as standard input, if it has one.
@@ -272,7 +286,23 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = self.reaper.tell('-', self.pid());
+        self.forget();
+    }
+}
+
+/// Lets this process, and the children that it starts from now on, have as many descriptors open as
+/// they may: a relayed connection takes two, and the usual limit of 1,024 is soon reached.
+pub(crate) fn allow_many_descriptors() {
+    const WANTED: u64 = 65_536;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(WANTED, |maximum| maximum.min(WANTED));
+    if current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            maximum,
+        };
+        // Without it small labs work all the same.
+        let _ = setrlimit(Resource::Nofile, raised);
     }
 }
 
@@ -303,16 +333,25 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kib.context("no VmRSS: the process has ended")? * 1024)
 }
 
-/// The last lines of a log file.
+/// The last lines of a log file, after the last errors that are further up: what a hub complains
+/// about at its start is often the cause of what it complains about at the end.
 pub(crate) fn log_tail(path: &Path) -> String {
     const LINES: usize = 15;
+    const ERRORS: usize = 5;
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    lines
-        .get(lines.len().saturating_sub(LINES)..)
-        .unwrap_or_default()
-        .join("\n")
+    let (before, tail) = lines.split_at(lines.len().saturating_sub(LINES));
+    let is_error = |line: &&&str| line.contains("[ERR]") || line.contains(" ERROR ");
+    let mut errors: Vec<&str> = before
+        .iter()
+        .rev()
+        .filter(is_error)
+        .take(ERRORS)
+        .copied()
+        .collect();
+    errors.reverse();
+    [&errors[..], tail].concat().join("\n")
 }
 
 #[cfg(test)]
@@ -348,6 +387,21 @@ mod tests {
         }
         let log = fs::read_to_string(folder.path().join("log")).unwrap();
         assert_eq!(log, "out hello\nerr\nout hello\nerr\n");
+    }
+
+    #[test]
+    fn the_end_of_a_log_comes_after_its_last_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut text = String::from("<3> [ERR] - the store was moved\n");
+        for number in 0..20 {
+            text += &format!("<4> [WRN] - {number}\n");
+        }
+        fs::write(&log, &text).unwrap();
+        let tail = log_tail(&log);
+        assert!(tail.starts_with("<3> [ERR] - the store was moved\n<4> [WRN] - 5\n"));
+        assert!(tail.ends_with("- 19"));
+        assert_eq!(log_tail(&folder.path().join("none")), "");
     }
 
     #[tokio::test]
@@ -391,6 +445,14 @@ mod tests {
         assert!(runs(pid));
         drop(process);
         assert!(!runs(pid));
+    }
+
+    #[test]
+    fn the_limit_of_descriptors_is_raised_as_far_as_it_may() {
+        allow_many_descriptors();
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let wanted = maximum.map_or(65_536, |maximum| maximum.min(65_536));
+        assert!(current.is_none_or(|current| current >= wanted));
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use crate::ConnectionString;
 
 /// The emulator's seed file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Seed {
     /// The hub's host name, as SAS audiences name it.
     #[serde(default)]
@@ -26,6 +27,7 @@ pub struct Seed {
 
 /// A shared access policy of the service side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SeedPolicy {
     /// Such as `iothubowner`.
     pub name: String,
@@ -47,7 +49,7 @@ pub enum Status {
 
 /// A registered device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SeedDevice {
     /// Its id.
     pub device_id: String,
@@ -73,7 +75,7 @@ pub struct SeedDevice {
 
 /// A registered module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SeedModule {
     /// Its id.
     pub module_id: String,
@@ -270,4 +272,33 @@ fn random_key() -> String {
     let mut key = [0_u8; 32];
     rand::rng().fill(&mut key);
     STANDARD.encode(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_field_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("seed.json");
+        for (text, field) in [
+            (r#"{"device":[]}"#, "device"),
+            (
+                r#"{"devices":[{"deviceId":"a","primarykey":"a2V5"}]}"#,
+                "primarykey",
+            ),
+            (
+                r#"{"devices":[{"deviceId":"a","modules":[{"moduleID":"m"}]}]}"#,
+                "moduleID",
+            ),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = format!("{:#}", Seed::read(&file).unwrap_err());
+            assert!(
+                error.contains("is no seed file") && error.contains(field),
+                "{error}"
+            );
+        }
+    }
 }

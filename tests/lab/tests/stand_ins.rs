@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgehub_lab::control::{self, Request};
+use edgehub_lab::control::{self, ControlSocket, Request};
 use edgehub_lab::lab_json::LabJson;
 use edgehub_lab::{AtStart, Binaries, DeviceSpec, EdgeSpec, Lab, LabBuilder};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,8 @@ async fn hosts_are_killed_started_paused_and_resumed_from_another_process() {
             .unwrap(),
     );
     let end = CancellationToken::new();
-    let server = tokio::spawn(control::serve(Arc::clone(&lab), end.clone()));
+    let socket = ControlSocket::bind(&lab).unwrap();
+    let server = tokio::spawn(socket.serve(Arc::clone(&lab), end.clone()));
     let name = || "edge2".to_owned();
     let json = || LabJson::read(&lab.lab_json_path()).unwrap();
     let first = json();
@@ -82,10 +83,6 @@ async fn hosts_are_killed_started_paused_and_resumed_from_another_process() {
     let pid = first.layers[1].pid.unwrap();
     assert!(runs(pid));
 
-    // The socket is there as soon as the server has run once.
-    while !state.join("lab.sock").exists() {
-        tokio::task::yield_now().await;
-    }
     ask(&lab, Request::Pause { name: name() }).await.unwrap();
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     assert!(stat.contains(") T "), "{stat}");
@@ -158,8 +155,19 @@ async fn hosts_are_killed_started_paused_and_resumed_from_another_process() {
         "{unknown}"
     );
 
+    let twice = ask(
+        &lab,
+        Request::Cut {
+            a: name(),
+            b: name(),
+        },
+    )
+    .await
+    .unwrap_err();
+    assert!(twice.to_string().contains("edge2 twice"), "{twice}");
+
     end.cancel();
-    server.await.unwrap().unwrap();
+    server.await.unwrap();
     let pids = [lab.pid("hub").unwrap(), lab.pid("edge1").unwrap()];
     Arc::into_inner(lab).unwrap().shutdown().await.unwrap();
     assert!(pids.into_iter().all(|pid| !runs(pid)));

@@ -80,6 +80,7 @@ async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
     until("a queue", async || queued().await > 500.0).await;
     assert_eq!(lab.connections("edge2", "edge1").unwrap(), 0);
     let (id, first_life) = running.finish(PATIENCE).await.unwrap();
+    let name = lab.host("edge2").unwrap().hostname.clone();
     lab.shutdown().await.unwrap();
 
     // The same stores again, without an IoT Hub: children are known and served.
@@ -88,6 +89,12 @@ async fn hubs_are_disturbed_from_inside_and_outside_and_live_a_second_time() {
         .start()
         .await
         .unwrap();
+    assert_eq!(lab.host("edge2").unwrap().hostname, name);
+    for edge in lab.edges() {
+        let stores = std::fs::read_dir(edge.storage.as_ref().unwrap()).unwrap();
+        let stores: Vec<_> = stores.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(stores, ["edgeHub"], "{}'s store was not opened", edge.name);
+    }
     let again = sender(&lab, Some(300));
     again.wait_finished(PATIENCE).await.unwrap();
     // This sender counts from 1 again, so its bodies are those of the first life.

@@ -142,7 +142,7 @@ impl<Q> Machine<Q> {
         // The last moment to look (design.md D9).
         if item.is_expired(now_ms) {
             stream.settle(&item, Outcome::Expired);
-            self.end(index, &item, Some(DropReason::Expired));
+            self.end(index, &item, Some(DropReason::TtlExpiry));
             return None;
         }
         let Some(message) = item.decode() else {

@@ -1,11 +1,7 @@
 //! Whom the scope calls tell nothing, and what is not in any log.
 
-use std::io;
-use std::sync::Arc;
-
 use edgehub_auth::authenticator::RefreshOutcome;
 use edgehub_auth::scope_cache::{ScopeCache, ScopeChange};
-use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +77,22 @@ async fn two_authorization_headers_are_none() {
     let headers = [("Authorization", good.as_str()), ("authorization", "x")];
     let answer = one(&head, &post(&path, &headers, r#"{"authChain":"edge2"}"#)).await;
     assert_eq!(answer.status, 401);
+}
+
+#[tokio::test]
+async fn a_forwarded_certificate_proves_nothing() {
+    // spec/auth-hierarchy-http.md 3.5 and 5, invariant 6: nobody is trusted to forward one yet.
+    let head = head(vec![], RefreshOutcome::NotFound);
+    let path = format!("/devices/edge2/modules/$edgeHub/{SCOPE}");
+    let certificate = ("x-ms-edge-clientcert", "-----BEGIN%20CERTIFICATE-----%0A");
+    let proxy = token("edge1/modA");
+    for headers in [
+        vec![certificate],
+        vec![certificate, ("Authorization", &proxy)],
+    ] {
+        let request = post(&path, &headers, r#"{"authChain":"edge2"}"#);
+        assert_eq!(one(&head, &request).await.status, 401);
+    }
 }
 
 #[tokio::test]
@@ -251,29 +263,65 @@ async fn a_stranger_is_refused_before_its_body_is_read() {
     assert_eq!(answers[0].status, 401);
 }
 
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Sink {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+#[tokio::test]
+async fn every_refusal_is_in_the_log_once_with_its_reason() {
+    let head = head(vec![], RefreshOutcome::Unavailable);
+    let good = token("edge2/$edgeHub");
+    let post_to = |caller: &str, call: &str, headers: &[&str], body: &str| {
+        let headers: Vec<_> = headers.iter().map(|t| ("Authorization", *t)).collect();
+        post(&format!("/devices/{caller}/{call}"), &headers, body)
+    };
+    let own = "edge2/modules/$edgeHub";
+    let leaf10 = r#"{"targetDeviceId":"leaf10","authChain":"edge2"}"#;
+    for (request, line) in [
+        (
+            post_to(own, SCOPE, &[], "{}"),
+            "edge2/$edgeHub with 401: no Authorization header",
+        ),
+        (
+            post_to(own, SCOPE, &["a", "b"], "{}"),
+            "edge2/$edgeHub with 401: several Authorization headers",
+        ),
+        (
+            post_to("edge2/modules/modA", SCOPE, &[&good], "{}"),
+            "edge2/modA with 401: only $edgeHub may ask",
+        ),
+        (
+            post_to(own, SCOPE, &["Basic x"], r#"{"authChain":"edge2"}"#),
+            "edge2/$edgeHub with 401: malformed token: the text is not a SharedAccessSignature \
+             (malformed_token)",
+        ),
+        (
+            post_to(own, SCOPE, &[&good], "{}"),
+            "edge2/$edgeHub with 400: the body is not JSON of the expected form",
+        ),
+        (
+            post_to(own, SCOPE, &[&good], r#"{"authChain":"edge10;edge2"}"#),
+            "edge2/$edgeHub with 401: edge10 is not in the scope of the calling device",
+        ),
+        (
+            post_to(own, IDENTITY, &[&good], leaf10),
+            "edge2/$edgeHub with 401: leaf10 is not in the scope of the calling device",
+        ),
+        (
+            post_to(own, IDENTITY, &[&good], &leaf10.replace("leaf10", "new")),
+            "edge2/$edgeHub with 503: new is not known now",
+        ),
+    ] {
+        let sink = LogSink::default();
+        let _guard = sink.start();
+        one(&head, &request).await;
+        let log = sink.text();
+        assert_eq!(log.matches("Refused").count(), 1, "{log}");
+        let line = format!("Refused a scope call of {line}");
+        assert!(log.contains(&line), "{line}\n{log}");
     }
 }
 
 #[tokio::test]
 async fn no_token_and_no_key_reaches_the_log() {
-    let sink = Sink::default();
-    let writer = sink.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let sink = LogSink::default();
+    let _guard = sink.start();
     let head = head(vec![], RefreshOutcome::NotFound);
     let good = token("edge2/$edgeHub");
     let wrong = token_with("edge2/$edgeHub", &key("edge2/$edgeHub", 1), NOW_S + 60);
@@ -290,9 +338,12 @@ async fn no_token_and_no_key_reaches_the_log() {
         format!("GET / HTTP/1.1\r\n{good}\r\n\r\n").as_bytes(),
     )
     .await;
-    let log = String::from_utf8(sink.0.lock().clone()).unwrap();
+    let log = sink.text();
     assert!(
-        log.contains("Refused a scope call of edge2/$edgeHub: wrong signature"),
+        log.contains(
+            "Refused a scope call of edge2/$edgeHub with 401: wrong signature for edge2/$edgeHub \
+             (wrong_signature)"
+        ),
         "{log}"
     );
     for secret in [

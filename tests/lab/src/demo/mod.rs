@@ -79,7 +79,8 @@ pub async fn run(options: &Options, end: &CancellationToken) -> Result<bool> {
         Screen::new().note(&format!("logs and stores are kept in {}", kept.display()));
     }
     let verdict = verdict?;
-    Screen::new().note(&verdict.to_string());
+    let took = started.elapsed().as_secs_f64();
+    Screen::new().note(&format!("==> demo: {took:.1} s\n{verdict}"));
     Ok(verdict.passed())
 }
 
@@ -230,8 +231,7 @@ impl Demo {
             None => format!("{} s, Ctrl-C ends", passed.as_secs()),
         };
         let at_hub = self.at_hub;
-        let status =
-            format!("{time}  {acknowledged} acknowledged, {at_hub} arrived at the IoT Hub");
+        let status = format!("{time}  {acknowledged} acknowledged, {at_hub} at the IoT Hub");
         let mut lines = vec![];
         if self.screen.is_terminal() {
             lines.extend(table::table(&self.rows));
@@ -293,6 +293,7 @@ fn mosquitto_pub(string: &ConnectionString, port: u16, ca_file: &str) -> Result<
     let gateway = string.gateway_host_name.as_deref().unwrap_or(host_name);
     let resource = sas::resource(host_name, id, None);
     let token = sas::token(&resource, shared_access_key, sas::expires_in(DAY), None)?;
+    let ca_file = quoted(ca_file);
     Ok(format!(
         "mosquitto_pub -V mqttv311 -h {gateway} -p {port} --cafile {ca_file} -i {id} \
          -u '{host_name}/{id}/?api-version=2021-04-12' -P '{token}' \
@@ -300,9 +301,25 @@ fn mosquitto_pub(string: &ConnectionString, port: u16, ca_file: &str) -> Result<
     ))
 }
 
+/// A word for a shell, quoted when it needs to be.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_is_quoted_when_a_shell_would_split_it() {
+        assert_eq!(quoted("/tmp/a-b_1.pem"), "/tmp/a-b_1.pem");
+        assert_eq!(quoted("/tmp/my ca's.pem"), r"'/tmp/my ca'\''s.pem'");
+        assert_eq!(quoted(""), "''");
+    }
 
     #[test]
     fn the_line_for_the_visitor_can_be_pasted() {

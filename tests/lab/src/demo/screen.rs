@@ -31,10 +31,18 @@ impl Screen {
     /// Replaces the block at the bottom.
     pub(super) fn draw(&mut self, lines: &[String]) {
         let mut text = self.erase();
+        // A line that is too long is cut off and not wrapped: the next drawing counts rows.
+        let (begin, end) = if self.terminal {
+            ("\x1b[?7l", "\x1b[?7h")
+        } else {
+            ("", "")
+        };
+        text.push_str(begin);
         for line in lines {
             text.push_str(line);
             text.push('\n');
         }
+        text.push_str(end);
         self.put(&text);
         if self.terminal {
             self.drawn = lines.len();

@@ -99,6 +99,7 @@ impl Lab {
     }
 
     fn links(&self, a: &str, b: &str) -> Result<[Link; 2]> {
+        ensure!(a != b, "a link has two ends, not {a} twice");
         for name in [a, b] {
             if !["client", "clients", "*"].contains(&name) {
                 self.slot(name)?;

@@ -217,8 +217,12 @@ impl Lab {
         self.state.path().join("lab.json")
     }
 
-    /// Writes `lab.json` for the first time: everything is ready.
-    pub(crate) fn announce(&self) -> Result<()> {
+    /// Writes `lab.json` for the first time: everything is ready. Later starts and kills replace
+    /// it.
+    ///
+    /// # Errors
+    /// When the state folder cannot be written.
+    pub fn announce(&self) -> Result<()> {
         *self.announced.lock() = true;
         self.update_lab_json()
     }

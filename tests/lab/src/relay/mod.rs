@@ -35,6 +35,9 @@ pub use faults::{Fault, FaultTable, Link, Mode, Party};
 /// Connections relayed at one time; those above wait to be accepted.
 const MAX_CONNECTIONS: usize = 16_384;
 
+/// Its tasks end at their next await, which is a matter of microseconds.
+const END_MAX: Duration = Duration::from_secs(5);
+
 /// At a limit (connections, descriptors) the accept loop looks again after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -58,7 +61,7 @@ pub enum Plane {
     Management,
 }
 
-/// The relay of one lab. Dropping it closes its listeners and resets its connections.
+/// The relay of one lab. Dropping it closes its listeners and its connections, and waits for that.
 #[derive(Debug)]
 pub struct Relay {
     shared: Arc<Shared>,
@@ -202,10 +205,13 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // Not an ordinary drop: that one would block, which is not allowed in async code.
-            runtime.shutdown_background();
-        }
+        let Some(runtime) = self.runtime.take() else {
+            return;
+        };
+        // On a thread of its own, because in async code a runtime may not be waited for. It has to
+        // be: the next lab wants the same addresses, and with them the same host names.
+        let end = std::thread::spawn(move || runtime.shutdown_timeout(END_MAX));
+        let _ = end.join();
     }
 }
 

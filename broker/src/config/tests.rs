@@ -1,0 +1,177 @@
+//! What is read from which variables, and what odd values come to.
+
+use super::*;
+
+const KEY: &str = "cHJpbWFyeS1rZXktMDEyMzQ1Njc4OWFiY2RlZjAxMjM=";
+
+fn minimal() -> Vec<(String, String)> {
+    [
+        (
+            "IotHubConnectionString",
+            format!("HostName=h.example;DeviceId=edge1;ModuleId=$edgeHub;SharedAccessKey={KEY}"),
+        ),
+        ("EdgeDeviceHostName", "edge1.example".to_owned()),
+        ("EdgeHubDevServerCertificateFile", "c.pem".to_owned()),
+        ("EdgeHubDevServerPrivateKeyFile", "k.pem".to_owned()),
+        ("EdgeHubDevTrustBundleFile", "t.pem".to_owned()),
+        ("UpstreamProtocol", "mqtt".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+fn load(extra: &[(&str, &str)]) -> Result<Loaded, SettingsError> {
+    let mut variables = minimal();
+    variables.retain(|(name, _)| extra.iter().all(|(other, _)| other != name));
+    variables.extend(
+        extra
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned())),
+    );
+    Settings::load(Environment::new(variables))
+}
+
+#[test]
+fn the_defaults_are_those_of_the_contract() {
+    let Loaded {
+        settings,
+        problems,
+        warnings,
+    } = load(&[]).unwrap();
+    assert!(problems.is_empty() && warnings.is_empty());
+    assert!(!format!("{settings:?}").contains(KEY));
+    assert_eq!(settings.own_identity.as_str(), "edge1/$edgeHub");
+    assert_eq!(settings.ports.mqtt, 8883);
+    assert_eq!(settings.ports.amqp, 5671);
+    assert_eq!(settings.ports.https, 443);
+    assert_eq!(settings.ports.metrics, 9600);
+    assert_eq!(settings.upstream.host, "h.example");
+    assert_eq!(settings.upstream.mqtt_port, 8883);
+    assert_eq!(settings.upstream.amqp_port, 5671);
+    assert_eq!(settings.upstream.https_port, 443);
+    assert!(!settings.upstream.nested);
+    assert_eq!(settings.keep_alive_max, Duration::from_secs(1767));
+    assert_eq!(settings.connected_clients_max, 100);
+    assert_eq!(settings.time_to_live, None);
+    assert_eq!(settings.routes[0].1, "FROM /* INTO $upstream");
+    assert!(settings.listen_address.is_unspecified());
+    assert_eq!(settings.outgoing_address(), None);
+}
+
+#[test]
+fn a_gateway_host_makes_a_lower_layer() {
+    let extra = [
+        ("IOTEDGE_GATEWAYHOSTNAME", "edge0.example"),
+        ("ListenAddress", "127.0.9.1"),
+    ];
+    let settings = load(&extra).unwrap().settings;
+    assert_eq!(settings.upstream.host, "edge0.example");
+    assert_eq!(settings.hub_host, "h.example");
+    assert!(settings.upstream.nested);
+    assert_eq!(
+        settings.outgoing_address(),
+        Some("127.0.9.1".parse().unwrap())
+    );
+}
+
+#[test]
+fn all_missing_settings_are_named_at_once() {
+    let error = Settings::load(Environment::new([]))
+        .unwrap_err()
+        .to_string();
+    for name in [
+        "IotHubConnectionString",
+        "EdgeDeviceHostName",
+        "EdgeHubDevTrustBundleFile",
+    ] {
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn any_upstream_protocol_but_mqtt_is_refused_with_its_name() {
+    for (value, name) in [
+        ("Amqp", "UpstreamProtocol is Amqp;"),
+        ("amqpws", "UpstreamProtocol is AmqpWs;"),
+        ("MqttWs", "UpstreamProtocol is MqttWs;"),
+        ("3", "UpstreamProtocol is MqttWs;"),
+        ("", "UpstreamProtocol is unset (Amqp);"),
+        (
+            "Kafka",
+            "UpstreamProtocol is none of Amqp, AmqpWs, Mqtt, MqttWs;",
+        ),
+    ] {
+        let error = load(&[("UpstreamProtocol", value)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with(name) && error.contains("set UpstreamProtocol=Mqtt"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1);
+    }
+    for value in ["Mqtt", "MQTT", " mqtt ", "2"] {
+        assert!(load(&[("UpstreamProtocol", value)]).is_ok(), "{value}");
+    }
+}
+
+#[test]
+fn odd_values_never_stop_the_start() {
+    let odd = [
+        ("MqttSettings__MaxKeepAliveTimeout", "00:00:00"),
+        ("MqttSettings__ConnectArrivalTimeout", "never"),
+        ("DeviceScopeCacheRefreshDelaySecs", "9223372036854775807"),
+        ("DeviceScopeCacheRefreshRateSecs", "0"),
+        ("MaxConnectedClients", "-1"),
+        ("ListenAddress", "localhost"),
+        ("SslProtocols", "ssl3,tls9"),
+        ("StorageSync", "sometimes"),
+    ];
+    let Loaded {
+        settings,
+        problems,
+        warnings,
+    } = load(&odd).unwrap();
+    assert_eq!(problems.len(), odd.len() - 1, "{problems:?}");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(settings.keep_alive_max, Duration::from_secs(1767));
+    assert_eq!(settings.connect_arrival_max, Duration::from_secs(60));
+    assert_eq!(settings.scope_refresh_gap, Duration::from_secs(120));
+    assert_eq!(settings.scope_refresh_period, Duration::from_secs(3600));
+    assert_eq!(settings.tls_versions, TlsVersions::All);
+    assert_eq!(settings.storage_sync, StorageSync::Os);
+}
+
+#[test]
+fn tls_versions_are_chosen() {
+    let versions = |list| load(&[("SslProtocols", list)]).unwrap();
+    let old = versions("TLS1.2, ssl3");
+    assert_eq!(old.settings.tls_versions, TlsVersions::Tls12);
+    assert!(old.problems.is_empty() && old.warnings.len() == 1);
+    assert_eq!(versions("tlsv13").settings.tls_versions, TlsVersions::Tls13);
+    assert_eq!(versions("").settings.tls_versions, TlsVersions::All);
+}
+
+#[test]
+fn routes_keep_their_names() {
+    let extra = [
+        ("routes__ToCloud", " FROM /messages/* INTO $upstream "),
+        ("Routes__none", "  "),
+    ];
+    let route = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+    assert_eq!(
+        load(&extra).unwrap().settings.routes,
+        [route("ToCloud", "FROM /messages/* INTO $upstream")]
+    );
+}
+
+#[test]
+fn the_metrics_port_has_an_order_of_precedence() {
+    let old = [("Metrics__Listener__Port", "9700")];
+    assert_eq!(load(&old).unwrap().settings.ports.metrics, 9700);
+    let both = [
+        ("Metrics__Listener__Port", "9700"),
+        ("HttpSettings__metrics_port", "9800"),
+    ];
+    assert_eq!(load(&both).unwrap().settings.ports.metrics, 9800);
+}
