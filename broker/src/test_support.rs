@@ -26,6 +26,8 @@ use edgehub_proto::sas;
 use edgehub_storage::{ConnectionStringWrap, Store, StoreConfig};
 use parking_lot::Mutex;
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::hub::{Hub, HubParts};
 use crate::routing::Router;
@@ -239,6 +241,8 @@ impl TestHub {
             authenticator: authenticator(&scope, &clock, None),
             router,
             store,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
             connected_clients_max: 4,
         });
         Self {

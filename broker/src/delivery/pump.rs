@@ -1,12 +1,11 @@
-//! Carries out what [`Machine`] decides for one module: reads and settles its queues, offers batches,
-//! sleeps until something happens.
+//! Carries out what [`Machine`] decides for one module: reads and settles its queues, offers
+//! batches, sleeps until something happens.
 //!
 //! One task for each module that has been subscribed. A turn takes everything that was told,
 //! reads what is needed, offers one batch and hands over what is settled; nothing here happens once
 //! per message but the decoding. It wakes when it is told something, when a queue grows that
 //! matters, and after a failure; never for its own sake.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -331,12 +330,11 @@ impl Pump {
     }
 }
 
-/// Counters of what has ended, kept at hand.
+/// Counters of what has ended, kept at hand. How many outputs have a series is bounded by the
+/// recorder.
 struct Counters {
     module: Identity,
     sent: Vec<(Ended, Counter)>,
-    /// Outputs of each sender that have a label of their own: senders choose their names.
-    outputs: HashMap<Identity, HashSet<String>>,
 }
 
 impl Counters {
@@ -344,7 +342,6 @@ impl Counters {
         Self {
             module,
             sent: Vec::new(),
-            outputs: HashMap::new(),
         }
     }
 
@@ -360,13 +357,11 @@ impl Counters {
             counter.increment(ended.count);
             return;
         }
-        // The recorder bounds the values of this label.
-        let output = &*ended.output;
         let counter = match ended.dropped {
-            Some(reason) => metrics::messages_dropped(reason, &ended.sender, output),
+            Some(reason) => metrics::messages_dropped(reason, &ended.sender, &ended.output),
             None => metrics::messages_sent(
                 &ended.sender,
-                output,
+                &ended.output,
                 &self.module,
                 &ended.input,
                 ended.priority,

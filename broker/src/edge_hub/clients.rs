@@ -6,9 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use edgehub_proto::identity::Identity;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::macros::format_description;
+use tokio::sync::Notify;
 
 /// Clients that are reported at once. A twin holds 32 KiB; the hub serves more clients than fit.
 pub const CLIENTS_REPORTED_MAX: usize = 200;
@@ -95,6 +97,51 @@ impl ClientReport {
         }
         self.reported.insert(key.to_owned());
         true
+    }
+}
+
+/// The report of connected clients, shared: the hub tells, and the hub's own twin reports.
+#[derive(Debug, Default)]
+pub struct Presence {
+    report: Mutex<ClientReport>,
+    changed: Notify,
+}
+
+impl Presence {
+    /// A client connected at `now_ms`, Unix milliseconds.
+    pub fn connected(&self, client: &Identity, now_ms: u64) {
+        self.report.lock().connected(client, now_ms);
+        self.changed.notify_one();
+    }
+
+    /// A client's connection ended, and no newer one took its place.
+    pub fn disconnected(&self, client: &Identity, now_ms: u64) {
+        self.report.lock().disconnected(client, now_ms);
+        self.changed.notify_one();
+    }
+
+    /// Waits until something changed since it was last waited for.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// See [`ClientReport::is_due`].
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.report.lock().is_due()
+    }
+
+    /// See [`ClientReport::take`].
+    pub fn take(&self) -> Option<Value> {
+        self.report.lock().take()
+    }
+
+    /// See [`ClientReport::put_back`].
+    pub fn put_back(&self, taken: Value) {
+        self.report.lock().put_back(taken);
     }
 }
 

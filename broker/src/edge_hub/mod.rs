@@ -13,4 +13,5 @@ pub mod desired;
 pub mod methods;
 mod service;
 
+pub use clients::Presence;
 pub use service::{ConfigSource, Configured, EdgeHub, EdgeHubParts};

@@ -5,15 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgehub_proto::clock::Clock;
-use edgehub_proto::identity::Identity;
 use edgehub_storage::{Store, StoreError};
-use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::clients::ClientReport;
+use super::clients::Presence;
 use super::desired::Desired;
 use crate::hub::Hub;
 use crate::routing::Router;
@@ -54,8 +51,6 @@ pub struct EdgeHubParts {
     pub twins: Arc<TwinService>,
     /// Where the queues of routes are.
     pub store: Store,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
     /// Where the routes come from.
     pub source: ConfigSource,
     /// What is told as `version`.
@@ -66,8 +61,6 @@ pub struct EdgeHubParts {
 #[derive(Debug)]
 pub struct EdgeHub {
     parts: EdgeHubParts,
-    clients: Mutex<ClientReport>,
-    changed: Notify,
     configured: watch::Sender<Configured>,
 }
 
@@ -83,8 +76,6 @@ impl EdgeHub {
         };
         Arc::new(Self {
             parts,
-            clients: Mutex::default(),
-            changed: Notify::new(),
             configured: watch::Sender::new(configured),
         })
     }
@@ -95,26 +86,16 @@ impl EdgeHub {
         self.configured.subscribe()
     }
 
-    /// A client connected.
-    pub fn connected(&self, client: &Identity) {
-        let now_ms = self.parts.clock.unix_ms();
-        self.clients.lock().connected(client, now_ms);
-        self.changed.notify_one();
-    }
-
-    /// A client's connection ended, and no newer one took its place.
-    pub fn disconnected(&self, client: &Identity) {
-        let now_ms = self.parts.clock.unix_ms();
-        self.clients.lock().disconnected(client, now_ms);
-        self.changed.notify_one();
-    }
-
     /// Applies and reports until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.work() => {}
         }
+    }
+
+    fn presence(&self) -> &Presence {
+        self.parts.hub.presence()
     }
 
     async fn work(&self) {
@@ -134,7 +115,7 @@ impl EdgeHub {
                 Ok(()) => REPORT_PAUSE,
                 Err(()) => REPORT_RETRY,
             };
-            let is_due = outcome.is_some() || self.clients.lock().is_due();
+            let is_due = outcome.is_some() || self.presence().is_due();
             let paused = tokio::time::sleep(wait);
             tokio::select! {
                 changed = desired.changed() => {
@@ -145,7 +126,7 @@ impl EdgeHub {
                 }
                 () = async {
                     if !is_due {
-                        self.changed.notified().await;
+                        self.presence().changed().await;
                     }
                     paused.await;
                 } => {}
@@ -229,7 +210,7 @@ impl EdgeHub {
 
     /// Reports an outcome and the clients that changed, in one patch.
     async fn report(&self, outcome: &mut Option<Value>) -> Result<(), ()> {
-        let clients = self.clients.lock().take();
+        let clients = self.presence().take();
         if outcome.is_none() && clients.is_none() {
             return Ok(());
         }
@@ -252,7 +233,7 @@ impl EdgeHub {
             Err(error) => {
                 tracing::warn!("$edgeHub's reported properties were not taken: {error}");
                 if let Some(clients) = clients {
-                    self.clients.lock().put_back(clients);
+                    self.presence().put_back(clients);
                 }
                 Err(())
             }

@@ -7,6 +7,7 @@ mod drop_log;
 mod ingest;
 mod outlet;
 mod registry;
+mod services;
 
 pub use drop_log::DROP_LOG_PERIOD;
 pub use ingest::{Ingest, Outcome, Telemetry};
@@ -15,22 +16,29 @@ pub use outlet::{
     Outlet, Settlement, ToClient, TwinResponse,
 };
 pub use registry::{Registration, Registry, RegistryFull};
+pub use services::{
+    Below, NEEDS_GRACE, ServiceConfig, ServiceParts, Services, TWIN_REQUESTS_MAX,
+};
 
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use edgehub_auth::authenticator::{
     AudienceHosts, Authenticator, AuthnError, Claim, Principal, Verdict, verify,
 };
 use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_proto::clock::Clock;
 use edgehub_proto::identity::Identity;
-use edgehub_storage::Store;
+use edgehub_storage::{Store, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::edge_hub::Presence;
 use crate::routing::Router;
+use crate::session::SessionStore;
 use crate::telemetry::metrics::{self, DropReason};
 use drop_log::DropLog;
 
@@ -60,6 +68,10 @@ pub struct HubParts {
     pub store: Store,
     /// Connections at once.
     pub connected_clients_max: usize,
+    /// Owns what is spawned for clients.
+    pub tasks: TaskTracker,
+    /// Ends it.
+    pub stop: CancellationToken,
 }
 
 /// The hub behind the heads. One per process, shared.
@@ -75,12 +87,17 @@ pub struct Hub {
     store: Store,
     registry: Arc<Registry>,
     drops: DropLog,
+    sessions: SessionStore,
+    presence: Presence,
+    /// Started once the bridge is there ([`Hub::start_services`]).
+    services: OnceLock<Services>,
 }
 
 impl Hub {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: HubParts) -> Arc<Self> {
+        let sessions = SessionStore::new(parts.store.clone(), parts.tasks, parts.stop);
         Arc::new(Self {
             hub_host: parts.hub_host,
             own_identity: parts.own_identity,
@@ -92,7 +109,32 @@ impl Hub {
             store: parts.store,
             registry: Registry::new(parts.connected_clients_max),
             drops: DropLog::default(),
+            sessions,
+            presence: Presence::default(),
+            services: OnceLock::new(),
         })
+    }
+
+    /// Starts twins, methods, cloud-to-device messages and inputs. Until then a client can send and
+    /// hears nothing. Reads from the store, once.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn start_services(self: &Arc<Self>, parts: ServiceParts) -> Result<&Services, StoreError> {
+        let services = Services::start(self, parts)?;
+        Ok(self.services.get_or_init(|| services))
+    }
+
+    /// The sessions of clients.
+    #[must_use]
+    pub fn sessions(&self) -> &SessionStore {
+        &self.sessions
+    }
+
+    /// Who is connected, for the hub's own twin.
+    #[must_use]
+    pub fn presence(&self) -> &Presence {
+        &self.presence
     }
 
     /// Judges a claim and, when it holds, registers the connection: an older one of the same
@@ -115,7 +157,9 @@ impl Hub {
                 return Err(ConnectError::Refused(error));
             }
         };
-        let (registration, outbox) = self.registry.register(claim.clone())?;
+        let (registration, outbox) = self
+            .registry
+            .register(claim.clone(), options.clean_session)?;
         // The scope may have changed after the verdict, and `watch_scope` have looked at the live
         // connections before this one was among them.
         if let Some(error) = self.revoked(&claim) {
@@ -131,17 +175,28 @@ impl Hub {
         })
     }
 
-    /// The connection is subscribed to these from now on; to be said after each change and after a
-    /// session was restored. Idempotent.
+    /// The connection is subscribed to these from now on; to be said once it is accepted, and after
+    /// each change. Idempotent.
     pub fn subscribed(self: &Arc<Self>, registration: &Registration, features: Features) {
         if !registration.set_features(features) {
             return;
+        }
+        let client = registration.identity();
+        let first = registration.announce();
+        if first.is_some() {
+            self.presence.connected(client, self.clock.unix_ms());
+        }
+        if let Some(services) = self.services.get() {
+            services.subscribed(client, features, first);
         }
     }
 
     /// Answers a request for the client's twin through its outbox.
     pub fn twin_get(self: &Arc<Self>, registration: &Registration, request_id: Arc<str>) {
-        let _ = (registration, request_id);
+        if let Some(services) = self.services.get() {
+            let requests = registration.twin_requests();
+            services.twin_get(self, registration, request_id, requests);
+        }
     }
 
     /// Takes a patch of reported properties; answers through the outbox when there is a request id.
@@ -149,9 +204,11 @@ impl Hub {
         self: &Arc<Self>,
         registration: &Registration,
         request_id: Option<Arc<str>>,
-        patch: bytes::Bytes,
+        patch: Bytes,
     ) {
-        let _ = (registration, request_id, patch);
+        if let Some(services) = self.services.get() {
+            services.twin_report(self, registration, request_id, patch);
+        }
     }
 
     /// Takes the client's answer to a direct method. No status: one that is no number.
@@ -160,19 +217,39 @@ impl Hub {
         registration: &Registration,
         request_id: &str,
         status: Option<i32>,
-        payload: bytes::Bytes,
+        payload: Bytes,
     ) {
-        let _ = (registration, request_id, status, payload);
+        if let Some(services) = self.services.get() {
+            let client = registration.identity();
+            services
+                .methods
+                .responded(client, request_id, status, payload);
+        }
     }
 
-    /// Takes what became of deliveries.
+    /// Takes what became of deliveries. Those of a connection that was taken over count for
+    /// nothing: the newer one gets them again.
     pub fn settled(&self, registration: &Registration, settled: &[(DeliveryToken, Settlement)]) {
-        let _ = (registration, settled);
+        if let Some(services) = self.services.get()
+            && registration.is_live()
+        {
+            services.settled(registration.identity(), settled);
+        }
     }
 
-    /// Counts the end of a connection.
-    pub fn disconnected(&self, identity: &Identity) {
+    /// A connection that was accepted has ended: counts it and, when no newer one took its place,
+    /// tells the services. To be called once its [`Registration`] is dropped.
+    pub fn disconnected(self: &Arc<Self>, identity: &Identity, clean_session: bool) {
         metrics::disconnected(identity, &self.hub_host).increment(1);
+        let now_ms = self.clock.unix_ms();
+        self.registry.if_absent(identity, || {
+            self.presence.disconnected(identity, now_ms);
+        });
+        if self.registry.features(identity).is_none()
+            && let Some(services) = self.services.get()
+        {
+            services.disconnected(self, identity, clean_session);
+        }
     }
 
     /// Judges every live connection again whenever the device scope changes, until `stop`:
@@ -290,6 +367,9 @@ impl Hub {
     /// Puts other routes into force: for every message that is taken from now on.
     pub fn set_router(&self, router: Router) {
         self.router.store(Arc::new(router));
+        if let Some(services) = self.services.get() {
+            services.routed(self);
+        }
     }
 
     /// Counts a message of `sender` that is dropped, and now and then says so in the log: it was

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use edgehub_auth::authenticator::Claim;
 use edgehub_proto::identity::Identity;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
+use super::services::TWIN_REQUESTS_MAX;
 use super::outlet::{Features, OUTBOX_EVENTS_MAX, OfferError, Outlet, ToClient};
 use crate::telemetry::metrics;
 
@@ -67,6 +69,7 @@ impl Registry {
     pub fn register(
         self: &Arc<Self>,
         claim: Claim,
+        clean_session: bool,
     ) -> Result<(Registration, mpsc::Receiver<ToClient>), RegistryFull> {
         let mut state = self.state.lock();
         if state.slots.len() >= self.limit && !state.slots.contains_key(&claim.identity) {
@@ -101,6 +104,9 @@ impl Registry {
             identity,
             generation,
             close,
+            clean_session,
+            announced: AtomicBool::new(false),
+            twin_requests: Arc::new(Semaphore::new(TWIN_REQUESTS_MAX)),
         };
         Ok((registration, events))
     }
@@ -135,6 +141,14 @@ impl Registry {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Acts when the identity has no live connection, and while it cannot get one.
+    pub(super) fn if_absent(&self, identity: &Identity, act: impl FnOnce()) {
+        let state = self.state.lock();
+        if !state.slots.contains_key(identity) {
+            act();
         }
     }
 
@@ -202,6 +216,9 @@ pub struct Registration {
     identity: Identity,
     generation: u64,
     close: CancellationToken,
+    clean_session: bool,
+    announced: AtomicBool,
+    twin_requests: Arc<Semaphore>,
 }
 
 impl Registration {
@@ -215,6 +232,23 @@ impl Registration {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.registry.is_live(&self.identity, self.generation)
+    }
+
+    /// Whether its session is clean.
+    #[must_use]
+    pub fn clean_session(&self) -> bool {
+        self.clean_session
+    }
+
+    /// Whether its session is clean, the first time that this is asked; then none.
+    pub(super) fn announce(&self) -> Option<bool> {
+        let first = !self.announced.swap(true, Ordering::AcqRel);
+        first.then_some(self.clean_session)
+    }
+
+    /// Bounds the twin requests of this connection.
+    pub(super) fn twin_requests(&self) -> &Arc<Semaphore> {
+        &self.twin_requests
     }
 
     /// States what the connection is subscribed to; false when it is not the live one any more.
@@ -245,7 +279,7 @@ mod tests {
     type Client = (Registration, mpsc::Receiver<ToClient>);
 
     fn register(registry: &Arc<Registry>, id: &str) -> Result<Client, RegistryFull> {
-        registry.register(claim(id))
+        registry.register(claim(id), false)
     }
 
     fn claim(id: &str) -> Claim {

@@ -96,6 +96,7 @@ where
             Ok(never) => match never {},
             Err(end) => end,
         };
+        self.outbox.close();
         // What was answered before the end still leaves.
         let clock = Arc::clone(self.context.hub.clock());
         self.outbox.output_taken();

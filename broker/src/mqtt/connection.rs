@@ -54,9 +54,10 @@ where
     let end = match handshake(&mut transport, &mut machine, &context).await {
         Ok(accepted) => {
             let identity = accepted.principal.identity().clone();
+            let clean_session = accepted.registration.clean_session();
             let client = Client::new(transport, machine, accepted, &context);
             let end = client.run().await;
-            context.hub.disconnected(&identity);
+            context.hub.disconnected(&identity, clean_session);
             if let ConnectionEnd::NotStored = end {
                 metrics::messages_unacknowledged(&identity).increment(1);
                 tracing::warn!("Connection of {identity} closed: {end}");

@@ -228,7 +228,7 @@ impl Machine {
         if !outgoing::fits(&topic, payload) {
             return Sent::TooLarge;
         }
-        self.output.publish(topic, payload, None, false);
+        self.output.publish(topic, payload, None);
         Sent::Written
     }
 
@@ -251,8 +251,8 @@ impl Machine {
             Place::Busy => Sent::Waits,
             Place::Repeated => Sent::Repeated,
             Place::Taken(packet_id) => {
-                self.output
-                    .publish(topic, payload, Some(packet_id), redelivered);
+                let acknowledged_by = Some((packet_id, redelivered));
+                self.output.publish(topic, payload, acknowledged_by);
                 Sent::Written
             }
         }

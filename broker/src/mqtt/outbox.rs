@@ -94,6 +94,11 @@ impl Outbox {
         self.waiting.len() < WAITING_MAX
     }
 
+    /// The connection has ended: the hub can offer nothing more to it.
+    pub(super) fn close(&mut self) {
+        self.events.close();
+    }
+
     /// Turns what has come into packets, as far as there is room.
     pub(super) fn pump(&mut self, machine: &mut Machine, subscriptions: &Subscriptions) {
         self.send_waiting(machine, subscriptions);

@@ -30,22 +30,22 @@ impl Output {
         self.put(Encoded::Packet(packet));
     }
 
-    /// Adds a PUBLISH, of QoS 1 when there is a packet id. RETAIN is 0 on everything that the hub
-    /// sends (MQTT-3.3.1-9), DUP at QoS 0 (MQTT-3.3.1-2).
+    /// Adds a PUBLISH: at QoS 0, or at QoS 1 with a packet id and DUP. RETAIN is 0 on everything
+    /// that the hub sends (MQTT-3.3.1-9).
     pub(super) fn publish(
         &mut self,
         topic: String,
         payload: &[u8],
-        packet_id: Option<NonZeroU16>,
-        duplicate: bool,
+        acknowledged_by: Option<(NonZeroU16, bool)>,
     ) {
+        let (qos, packet_id, dup) = match acknowledged_by {
+            Some((packet_id, dup)) => (QoS::AtLeastOnce, Some(packet_id), dup),
+            None => (QoS::AtMostOnce, None, false),
+        };
         let publish = Publish {
-            dup: duplicate && packet_id.is_some(),
+            dup,
             retain: false,
-            qos: match packet_id {
-                Some(_) => QoS::AtLeastOnce,
-                None => QoS::AtMostOnce,
-            },
+            qos,
             topic: ByteString::from(topic),
             packet_id,
             payload_size: u32::try_from(payload.len()).unwrap_or(u32::MAX),

@@ -100,6 +100,8 @@ pub enum DropReason {
     Damaged,
     /// It matched no route.
     NoRoute,
+    /// The store did not take it.
+    NotStored,
     /// It is larger than 256 KiB (design.md D5).
     TooLarge,
     /// Its time to live was over before its endpoint had it.
@@ -118,6 +120,7 @@ impl DropReason {
             Self::BadProperties => "bad_properties",
             Self::Damaged => "damaged",
             Self::NoRoute => "no_route",
+            Self::NotStored => "not_stored",
             Self::TooLarge => "too_large",
             Self::TtlExpiry => "ttl_expiry",
             Self::Undeliverable => "undeliverable",

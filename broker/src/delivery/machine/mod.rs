@@ -1,8 +1,8 @@
 //! Which message goes to a module next, and which ones are done. No clock, no store, no socket.
 //!
-//! [`Machine`] is driven by [`super::pump`]: it names the queue to be read next, takes what was read,
-//! makes batches of deliveries, and takes settlements. `Q` is whatever the driver needs to know
-//! of a queue.
+//! [`Machine`] is driven by [`super::pump`]: it names the queue to be read next, takes what was
+//! read, makes batches of deliveries, and takes settlements. `Q` is whatever the driver needs to
+//! know of a queue.
 //!
 //! # Invariants
 //! - Per queue deliveries go out in the order of their offsets, also again.
