@@ -13,6 +13,8 @@
 mod limits_page;
 #[path = "tidy/scripts.rs"]
 mod scripts;
+#[path = "tidy/tasks.rs"]
+mod tasks;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -43,6 +43,8 @@ pub(crate) enum Permission {
     DeviceConnect,
     RegistryRead,
     RegistryWrite,
+    /// Twins, methods and messages, from the service side.
+    ServiceConnect,
 }
 
 /// Who a connection says it is: an identity, alone or through a chain that starts with it.
@@ -164,6 +166,16 @@ pub(crate) fn registry_call(
     check_policy(hub, &token, permission, path)
 }
 
+/// Verifies a call of the service side: a policy.
+pub(crate) fn service_call(
+    hub: &Hub,
+    permission: Permission,
+    path: &[&str],
+    credential: &str,
+) -> Result<(), Refusal> {
+    check_policy(hub, &SasToken::parse(credential)?, permission, path)
+}
+
 /// Whether `child` stands right below `parent`: a module below its device, a device below the
 /// edge device whose scope it names.
 fn is_child(devices: &Devices, child: &Identity, parent: &Identity) -> bool {
@@ -224,7 +236,13 @@ fn check_policy(
         "iothubowner" => true,
         "device" => permission == Permission::DeviceConnect,
         "registryRead" => permission == Permission::RegistryRead,
-        "registryReadWrite" => permission != Permission::DeviceConnect,
+        "registryReadWrite" => {
+            matches!(
+                permission,
+                Permission::RegistryRead | Permission::RegistryWrite
+            )
+        }
+        "service" => permission == Permission::ServiceConnect,
         _ => false,
     };
     let policy = hub

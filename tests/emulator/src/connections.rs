@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authorize::Claim;
 use crate::identity::Identity;
+use crate::sessions::Actor;
 
 /// What travels in the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +161,14 @@ impl Connection {
 
     pub(crate) fn fence(&self) -> &Fence {
         &self.fence
+    }
+
+    /// This connection as the one that changes something.
+    pub(crate) fn actor(&self) -> Actor<'_> {
+        Actor {
+            connection: self.id,
+            fence: &self.fence,
+        }
     }
 
     /// Returns when somebody wants this connection closed without ceremony.

@@ -15,6 +15,8 @@ use crate::clock::HubClock;
 use crate::connections::Transport;
 use crate::control::{self, Control};
 use crate::hub::{Hub, Mode};
+use crate::identity::Identity;
+use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::listener::Port;
 use crate::registry::seed;
@@ -43,6 +45,8 @@ pub struct Options {
     /// JSON file with policies and devices.
     pub seed: PathBuf,
     /// The ledger file, which a restarted emulator continues; a temporary one when none is given.
+    /// Twins, sessions and C2D messages are beside it, in a file with `.state` after its name;
+    /// without a ledger they end with the process.
     pub ledger: Option<PathBuf>,
     /// Whether everything undocumented is refused.
     pub strict: bool,
@@ -99,6 +103,7 @@ impl Emulator {
         tasks.spawn(https_port.run(https_listener, move |socket, connection| {
             https::serve(for_https.clone(), tls.clone(), socket, connection)
         }));
+        tasks.spawn(keep_c2d_time(hub.clone(), shutdown.clone()));
         tasks.spawn(serve_control(
             control_listener,
             hub.clone(),
@@ -132,7 +137,7 @@ impl Emulator {
         self.control
     }
 
-    /// Closes everything and waits for it. The ledger needs no closing: it is written already.
+    /// Closes everything and waits for it. The files need no closing: they are written already.
     ///
     /// # Cancel safety
     /// The closing goes on when this is dropped.
@@ -157,18 +162,30 @@ fn open_hub(options: &Options) -> anyhow::Result<Hub> {
     };
     let seed = seed().with_context(|| format!("seed {}", options.seed.display()))?;
     let ledger = Ledger::open(options.ledger.as_deref()).context("ledger")?;
+    let state = options.ledger.as_ref().map(|ledger| {
+        let mut path = ledger.as_os_str().to_owned();
+        path.push(".state");
+        PathBuf::from(path)
+    });
+    let journal = Journal::open(state.as_deref()).context("state file")?;
     let mode = if options.strict {
         Mode::Strict
     } else {
         Mode::Lenient
     };
-    Ok(Hub::new(
-        options.hostname.clone(),
-        mode,
-        clock,
-        seed,
-        ledger,
-    ))
+    Hub::new(options.hostname.clone(), mode, clock, seed, ledger, journal).context("state file")
+}
+
+/// Lets C2D messages and their locks run out, until shutdown.
+async fn keep_c2d_time(hub: Arc<Hub>, shutdown: CancellationToken) {
+    let wake = |device: &str| {
+        hub.sessions.wake(&Identity {
+            device: device.to_owned(),
+            module: None,
+        });
+    };
+    let keeping = hub.c2d.keep_time(&hub.clock, wake);
+    shutdown.run_until_cancelled(keeping).await;
 }
 
 /// Serves the control API; at shutdown it drops its calls, also those that wait for something.

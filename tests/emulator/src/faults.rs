@@ -16,6 +16,10 @@ pub(crate) enum FaultKind {
     Registry,
     /// Scope call: answered with an HTTP status from 400 to 599.
     Scope,
+    /// Twin or method call of the service side: answered with an HTTP status from 400 to 599.
+    Service,
+    /// Twin request of a device: answered with a status from 400 to 599.
+    Twin,
 }
 
 /// An order: the next `count` requests of `kind` fail with `code`.
@@ -34,7 +38,9 @@ impl Fault {
         let (default, allowed) = match self.kind {
             FaultKind::Connect => (3, 1..=5),
             FaultKind::Publish => (0, 0..=0),
-            FaultKind::Registry | FaultKind::Scope => (500, 400..=599),
+            FaultKind::Registry | FaultKind::Scope | FaultKind::Service | FaultKind::Twin => {
+                (500, 400..=599)
+            }
         };
         Some(self.code.unwrap_or(default)).filter(|code| allowed.contains(code))
     }

@@ -1,18 +1,29 @@
 //! What all protocols of one emulator share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
+use mqttbytes::QoS;
+use mqttbytes::v4::Publish;
 use parking_lot::{RwLock, RwLockReadGuard};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::authorize::{self, Claim, Refusal};
+use crate::c2d::C2d;
 use crate::clock::HubClock;
 use crate::connections::Connections;
+use crate::counters::{Counter, Counters};
 use crate::faults::Faults;
+use crate::identity::Identity;
+use crate::journal::{Journal, JournalError};
 use crate::ledger::Ledger;
+use crate::methods::Methods;
 use crate::port::PortGate;
-use crate::registry::seed::Policy;
+use crate::registry::seed::{Policy, Seed};
 use crate::registry::{Devices, RegistryError};
+use crate::sessions::{Feature, Sessions};
+use crate::twin::{Notice, ServiceChange, Twin, TwinError, Twins};
 
 /// How much the emulator tolerates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +49,11 @@ pub(crate) struct Hub {
     pub(crate) clock: HubClock,
     pub(crate) policies: Vec<Policy>,
     pub(crate) ledger: Ledger,
+    pub(crate) twins: Twins,
+    pub(crate) sessions: Sessions,
+    pub(crate) methods: Methods,
+    pub(crate) c2d: C2d,
+    pub(crate) counters: Counters,
     pub(crate) connections: Connections,
     pub(crate) faults: Faults,
     pub(crate) mqtt_port: PortGate,
@@ -46,25 +62,39 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
+    /// A hub with what the seed says, and what an earlier process left in the journal for the
+    /// identities that the seed has.
+    ///
+    /// # Errors
+    /// The journal has a record that is none of ours.
     pub(crate) fn new(
         hostname: String,
         mode: Mode,
         clock: HubClock,
-        seed: crate::registry::seed::Seed,
+        seed: Seed,
         ledger: Ledger,
-    ) -> Self {
-        Self {
+        journal: Journal,
+    ) -> Result<Self, JournalError> {
+        let journal = Arc::new(journal);
+        let devices = seed.devices;
+        let exists = |identity: &Identity| devices.contains(identity);
+        Ok(Self {
             hostname,
             mode,
             clock,
             policies: seed.policies,
             ledger,
+            twins: Twins::open(journal.clone(), exists)?,
+            sessions: Sessions::open(journal.clone(), exists)?,
+            methods: Methods::default(),
+            c2d: C2d::open(journal, |device| devices.get(device).is_some())?,
+            counters: Counters::default(),
             connections: Connections::default(),
             faults: Faults::default(),
             mqtt_port: PortGate::new(),
             https_port: PortGate::new(),
-            devices: RwLock::new(seed.devices),
-        }
+            devices: RwLock::new(devices),
+        })
     }
 
     /// The registry as it is now. Hold it shortly and never across an await.
@@ -73,14 +103,16 @@ impl Hub {
     }
 
     /// Changes the registry, then closes every connection that the new one would not admit: of
-    /// deleted and disabled identities, and of chains that are no chains any more.
+    /// deleted and disabled identities, and of chains that are no chains any more. A deleted
+    /// identity takes its twin, session and messages along.
     pub(crate) fn change_devices<T>(
         &self,
         change: impl FnOnce(&mut Devices, u64) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let now_ms = self.clock.now_ms();
-        let changed = change(&mut self.devices.write(), now_ms)?;
-        let devices = self.devices();
+        let mut devices = self.devices.write();
+        let changed = change(&mut devices, now_ms)?;
+        // Nobody can create the same identity again before its past is gone.
         let closed = self
             .connections
             .close_where(|claim| authorize::check_membership(&devices, claim, self.mode).is_err());
@@ -90,7 +122,53 @@ impl Hub {
                 "closed: the registry does not admit it any more"
             );
         }
+        for identity in devices.take_removed() {
+            self.forget(&identity);
+        }
         Ok(changed)
+    }
+
+    /// Drops twin, session and messages of an identity that the registry does not have any more.
+    fn forget(&self, identity: &Identity) {
+        let messages = match &identity.module {
+            None => self.c2d.forget(&identity.device),
+            Some(_) => Ok(()),
+        };
+        let forgotten = [
+            self.twins.forget(identity),
+            self.sessions.forget(identity),
+            messages,
+        ];
+        for error in forgotten.into_iter().filter_map(Result::err) {
+            // It is gone from memory; the file may bring it back.
+            warn!(%identity, %error, "not removed from the journal");
+        }
+    }
+
+    /// Carries out a twin change of the service side and tells the subscribed device. The caller
+    /// holds the registry, so that the identity stays.
+    pub(crate) fn serve_twin(
+        &self,
+        identity: &Identity,
+        change: &ServiceChange,
+        etag: Option<&str>,
+    ) -> Result<Twin, TwinError> {
+        let notify = |notice: &Notice| {
+            let topic = format!(
+                "$iothub/twin/PATCH/properties/desired/?$version={}",
+                notice.version
+            );
+            let publish = Publish::new(topic, QoS::AtMostOnce, notice.body.as_str());
+            let mut packet = BytesMut::new();
+            // A section's limit keeps the packet far below that of MQTT.
+            if publish.write(&mut packet).is_ok()
+                && self.sessions.push(identity, Feature::Desired, &packet)
+            {
+                self.counters.add(identity, Counter::DesiredNotices);
+            }
+        };
+        let now_ms = self.clock.now_ms();
+        self.twins.serve(identity, change, etag, now_ms, notify)
     }
 
     /// Whether the registry, as it is now, admits a claim whose token was verified.

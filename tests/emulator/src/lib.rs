@@ -1,12 +1,12 @@
-//! An IoT Hub in one process, for tests: MQTT device side, identity registry, scope calls, and a
-//! ledger of everything that devices sent (spec/upstream.md Part B, the part that the walking
-//! skeleton needs).
+//! An IoT Hub in one process, for tests: MQTT device side with telemetry, twins, direct methods
+//! and cloud-to-device messages, identity registry, scope calls, twins and methods of the service
+//! side, and a ledger of everything that devices sent (spec/upstream.md Part B).
 //!
 //! Its semantics share no code with our hub, because a shared mistake would be invisible: this
 //! crate depends on none of ours, and its MQTT codec is another one. It is strict on request:
 //! whatever is not documented for IoT Hub is refused, with a log line that says why.
 //!
-//! Not here yet: twins, methods, C2D, AMQP, WebSockets, X.509, the service side.
+//! Not here yet: AMQP, WebSockets, X.509, feedback, queries, jobs and automatic configurations.
 //!
 //! Read first: [`Emulator`], then the list of the control API in `control/mod.rs`.
 
@@ -17,21 +17,28 @@
 
 mod api_version;
 mod authorize;
+mod c2d;
 mod clock;
 mod connections;
 mod control;
+mod counters;
 mod emulator;
 mod faults;
 mod https;
 mod hub;
 mod identity;
+mod ids;
+mod journal;
 mod ledger;
 mod limits;
 mod listener;
+mod methods;
 mod mqtt;
 mod port;
 mod registry;
 mod sas;
+mod sessions;
 mod tls;
+mod twin;
 
 pub use emulator::{Emulator, Options};

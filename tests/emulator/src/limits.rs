@@ -1,6 +1,7 @@
 //! Every bound of the emulator, by name. IoT Hub's own limits come from spec/upstream.md Part B;
 //! the others keep a misbehaving client from growing this process.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Largest D2C message: body plus names and values of its properties (spec/upstream.md B4).
@@ -12,6 +13,9 @@ pub(crate) const PACKET_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 65_535 + 16;
 
 /// Bytes that one turn of a connection reads before it handles them: the batch of one ledger write.
 pub(crate) const READ_BATCH_BYTES: usize = 256 * 1024;
+
+/// Bytes of answers above which a turn sends what it has before it handles the next packet.
+pub(crate) const REPLIES_BYTES_MAX: usize = 256 * 1024;
 
 /// Time from TCP accept to a complete CONNECT, TLS handshake included.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,3 +61,70 @@ pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(10);
 
 /// Requests that one `faults` call may make fail.
 pub(crate) const FAULT_COUNT_MAX: u32 = 1_000_000;
+
+/// JSON text of the desired or the reported properties of a twin, metadata not counted.
+pub(crate) const TWIN_SECTION_BYTES_MAX: usize = 32 * 1024;
+
+/// JSON text of a twin's tags.
+pub(crate) const TWIN_TAGS_BYTES_MAX: usize = 8 * 1024;
+
+/// Objects and arrays inside each other below the root of a twin's section.
+pub(crate) const TWIN_DEPTH_MAX: usize = 10;
+
+/// A key of a twin, in UTF-8 bytes.
+pub(crate) const TWIN_KEY_BYTES_MAX: usize = 1024;
+
+/// A text in a twin, in UTF-8 bytes.
+pub(crate) const TWIN_STRING_BYTES_MAX: usize = 4 * 1024;
+
+/// The integers that a twin can hold.
+pub(crate) const TWIN_INTEGERS: RangeInclusive<i64> =
+    -4_503_599_627_370_496..=4_503_599_627_370_495;
+
+/// Payload of a direct method, and of its answer.
+pub(crate) const METHOD_PAYLOAD_BYTES_MAX: usize = 128 * 1024;
+
+/// Characters of a direct method's name.
+pub(crate) const METHOD_NAME_CHARS_MAX: usize = 100;
+
+/// How long a caller may let a direct method wait for the answer, and what counts when it says
+/// nothing.
+pub(crate) const METHOD_RESPONSE_SECS: RangeInclusive<u64> = 5..=300;
+pub(crate) const METHOD_RESPONSE_SECS_DEFAULT: u64 = 30;
+
+/// How long a caller may let a direct method wait for the target to be there.
+pub(crate) const METHOD_CONNECT_SECS: RangeInclusive<u64> = 0..=300;
+
+/// Direct methods that wait for an answer at the same time.
+pub(crate) const METHODS_MAX: usize = 10_000;
+
+/// C2D messages of a device that are enqueued or invisible.
+pub(crate) const C2D_QUEUE_MAX: usize = 50;
+
+/// How often a C2D message is delivered before it is dead-lettered.
+pub(crate) const C2D_DELIVERIES_MAX: u32 = 10;
+
+/// Largest C2D message: body plus names and values of its properties.
+pub(crate) const C2D_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a C2D message lives when its sender says nothing, and at most.
+pub(crate) const C2D_TTL_MS_DEFAULT: u64 = 3_600_000;
+pub(crate) const C2D_TTL_MS_MAX: u64 = 2 * 24 * 3_600_000;
+
+/// How long a delivered C2D message waits for its PUBACK before it is enqueued again.
+pub(crate) const C2D_LOCK_MS: u64 = 60_000;
+
+/// What became of a device's C2D messages: so many of the newest are remembered.
+pub(crate) const C2D_OUTCOMES_MAX: usize = 1_000;
+
+/// Pause before a step of a C2D queue that could not be written is tried again.
+pub(crate) const C2D_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Bytes that wait for a client that does not read; above this the connection ends.
+pub(crate) const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Longest topic that MQTT can carry.
+pub(crate) const TOPIC_BYTES_MAX: usize = 65_535;
+
+/// Outdated bytes of the journal, beyond as many as there are live ones, before it is compacted.
+pub(crate) const JOURNAL_SLACK_BYTES: u64 = 4 * 1024 * 1024;

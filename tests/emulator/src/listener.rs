@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::connections::{Connection, Transport};
+use crate::counters::Counter;
 use crate::hub::Hub;
 use crate::limits::CONNECTIONS_MAX;
 use crate::port::{Gated, PortGate, PortState};
@@ -61,6 +62,10 @@ impl Port {
                     let _ = socket.set_nodelay(true);
                     let now_ms = self.hub.clock.now_ms();
                     let connection = self.hub.connections.open(self.transport, peer, now_ms);
+                    self.hub.counters.add_other(match self.transport {
+                        Transport::Https => Counter::HttpsConnections,
+                        Transport::Mqtt => Counter::MqttConnections,
+                    });
                     let served = serve(self.gate.guard(socket), connection);
                     let shutdown = self.shutdown.clone();
                     self.tasks.spawn(async move {

@@ -39,7 +39,8 @@ struct Arguments {
     /// JSON file with policies and devices.
     #[arg(long)]
     seed: PathBuf,
-    /// File that keeps the ledger over restarts.
+    /// File that keeps the ledger over restarts; twins, sessions and C2D messages are beside it,
+    /// in a file with `.state` after its name.
     #[arg(long)]
     ledger: Option<PathBuf>,
     /// Refuse everything that is not documented for IoT Hub.

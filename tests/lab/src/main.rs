@@ -56,9 +56,9 @@ enum Command {
 
 #[derive(Args)]
 struct Up {
-    /// Edge hubs, one below the other: edge1 is at the top.
-    #[arg(long, default_value_t = 3)]
-    layers: usize,
+    /// Edge hubs, one below the other: edge1 is at the top. IoT Hub knows five levels.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=5))]
+    layers: u8,
     /// Leaf devices below the bottom layer: leaf1, leaf2, …
     #[arg(long, default_value_t = 1)]
     leaves: usize,
@@ -79,8 +79,8 @@ struct Up {
 #[derive(Args)]
 struct Demo {
     /// Edge hubs, one below the other.
-    #[arg(long, default_value_t = 3)]
-    layers: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
+    layers: u8,
     /// Leaf devices below the bottom layer: up to ten azure-iot-device processes, then our own.
     #[arg(long, default_value_t = 10)]
     leaves: usize,
@@ -186,7 +186,7 @@ async fn run(up: &Up) -> Result<()> {
 async fn show(demo: &Demo) -> Result<ExitCode> {
     let end = end_signal()?;
     let options = demo::Options {
-        layers: demo.layers,
+        layers: usize::from(demo.layers),
         leaves: demo.leaves,
         duration: demo.seconds.map(Duration::from_secs),
         profile: demo.profile,
@@ -204,7 +204,7 @@ async fn show(demo: &Demo) -> Result<ExitCode> {
 
 fn builder(up: &Up) -> Result<LabBuilder> {
     let mut builder = LabBuilder::new()
-        .layers(up.layers)
+        .layers(usize::from(up.layers))
         .state_dir(&up.state)
         .profile(up.profile);
     if up.layers > 0 {
@@ -323,6 +323,9 @@ mod tests {
             "x demo --layers 3 --leaves 10 --seconds 20",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in ["x up --state DIR --layers 6", "x demo --layers 0", "x up"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 

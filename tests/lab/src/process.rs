@@ -125,7 +125,9 @@ impl Process {
             }
         }
         let child = command
+            // Of panics only: an error's would push its text out of the end of the log.
             .env("RUST_BACKTRACE", "1")
+            .env("RUST_LIB_BACKTRACE", "0")
             .envs(launch.environment.iter().map(|(name, value)| (name, value)))
             .stdin(if launch.with_stdin {
                 Stdio::piped()

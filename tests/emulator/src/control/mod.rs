@@ -13,12 +13,42 @@
 //! - `GET /ledger/wait?count=n&timeout_ms=t`: `{"count":m,"reached":true}` as soon as m >= n, or
 //!   `"reached":false` after t, which is 30,000 when left out and 600,000 at most.
 //!
-//! Connections, of both ports; `client_id` is null before CONNECT and for HTTPS:
+//! Connections, of both ports; `client_id` is null before CONNECT and for HTTPS, `subscriptions`
+//! are those of the session:
 //! - `GET /connections`: `[{"id":7,"transport":"mqtt"|"https","client_id":"leaf1"|null,
-//!   "auth_chain":"leaf1;L3;L4"|null,"peer":"127.0.0.1:50000","connected_since_utc":"…"}]`.
+//!   "auth_chain":"leaf1;L3;L4"|null,"peer":"127.0.0.1:50000","connected_since_utc":"…",
+//!   "subscriptions":[{"filter":"$iothub/twin/res/#","qos":0}]}]`.
 //! - `DELETE /connections`: kills all; `{"killed":n}` once their sockets are closed.
 //! - `DELETE /connections?client_id=leaf1`: kills that identity's.
 //! - `DELETE /connections/{id}`: kills one; 404 when there is no such connection.
+//!
+//! Sessions, those of clients that are connected and those that wait for their client:
+//! - `GET /sessions`: `[{"client_id":"leaf1","persistent":true,"connection":7|null,
+//!   "subscriptions":[…]}]`.
+//! - `GET /sessions/wait?client_id=leaf1&filter=<filter>&timeout_ms=t`: `{"reached":true}` as soon
+//!   as the client is connected and subscribed to the filter, without `filter` as soon as it is
+//!   connected, or `"reached":false` after t as above.
+//!
+//! Cloud-to-device messages; a device's messages are numbered from 1 on:
+//! - `POST /c2d/{device}` with `{"body":"text"|"body_base64":"…","message_id":"m1",
+//!   "correlation_id":"…","user_id":"…","content_type":"…","content_encoding":"…",
+//!   "ack":"none"|"positive"|"negative"|"full","ttl_ms":n,"properties":{"a":"1"}}`, of which
+//!   everything may be left out: `{"sequence":1,"message_id":"m1"}`. 404 for a device that is not
+//!   registered, 403 when 50 messages wait already, 413 for more than 64 KiB.
+//! - `GET /c2d/{device}`: `{"queue":[{"sequence":2,"message_id":"m2","state":"enqueued"|
+//!   "invisible","delivery_count":1,"packet_id":3|null,"enqueued_utc":"…","expires_utc":"…",
+//!   "locked_until_utc":"…"|null}],"outcomes":[{"sequence":1,"message_id":"m1","outcome":
+//!   "completed"|"expired"|"dead_lettered"|"purged","delivery_count":1,"enqueued_utc":"…",
+//!   "settled_utc":"…"}]}`, oldest first; of the outcomes the newest 1,000.
+//! - `GET /c2d/{device}/wait?sequence=n&timeout_ms=t`: that message's entry of `outcomes` as soon
+//!   as it has one, or null after t as above.
+//! - `DELETE /c2d/{device}`: `{"purged":n}`.
+//!
+//! Counters of what devices and callers have asked for, since the start or the last `DELETE`:
+//! - `GET /counters`: `{"connects":3,"subscribes":9,"twin_gets":3,…}`, the sums of all. The names
+//!   are in `counters.rs`; those of sockets, refused CONNECTs and HTTPS calls belong to nobody.
+//! - `GET /counters?client_id=leaf1`: those of one identity.
+//! - `DELETE /counters`: all 0.
 //!
 //! Ports:
 //! - `GET /ports`: `{"mqtt":{"port":8883,"state":"open"},"https":{"port":443,"state":"open"}}`.
@@ -26,18 +56,23 @@
 //!   once the state is reached.
 //!
 //! Faults; `code` is a CONNACK code (1 to 5, 3 when left out) for `connect`, an HTTP status (400
-//! to 599, 500 when left out) for `scope` and `registry`, and has to be left out for `publish`:
+//! to 599, 500 when left out) for `scope`, `registry` and `service` (twins, methods, purge and
+//! configurations), such a status in the answer to a device for `twin`, and has to be left out for
+//! `publish`:
 //! - `GET /faults`: `[{"kind":"connect","count":2,"code":5}]`, what is not used up.
-//! - `POST /faults` with `{"kind":"connect"|"publish"|"scope"|"registry","count":n,"code":c}`: the
-//!   next n requests of that kind fail. Replaces the order of that kind. The same answer.
+//! - `POST /faults` with `{"kind":"connect"|"publish"|"scope"|"registry"|"service"|"twin",
+//!   "count":n,"code":c}`: the next n requests of that kind fail. Replaces the order of that kind.
+//!   The same answer.
 //! - `DELETE /faults`: `[]`.
 //!
 //! Clock:
 //! - `GET /clock`: `{"offset_ms":0,"utc":"…"}`.
 //! - `PUT /clock` with `{"offset_ms":n}`: the same answer.
 //!
-//! A refused call gets 400 or 404 and `{"error":"…"}`.
+//! A refused call gets 400 or 404, where nothing else is said, and `{"error":"…"}`.
 
+mod c2d_api;
+mod clients;
 mod ledger_body;
 
 use std::net::SocketAddr;
@@ -52,13 +87,13 @@ use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, put};
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::info;
 
 use crate::clock::utc_text;
-use crate::connections::{ConnectionInfo, Transport};
 use crate::faults::Fault;
 use crate::hub::Hub;
 use crate::limits::{FAULT_COUNT_MAX, REQUEST_BYTES_MAX, SETTLE_MAX, WAIT_MAX};
@@ -81,8 +116,24 @@ pub(crate) fn router(control: Control) -> Router {
         .route("/ledger", get(ledger))
         .route("/ledger/count", get(ledger_count))
         .route("/ledger/wait", get(ledger_wait))
-        .route("/connections", get(connections).delete(kill_connections))
-        .route("/connections/{id}", delete(kill_connection))
+        .route(
+            "/connections",
+            get(clients::connections).delete(clients::kill_connections),
+        )
+        .route("/connections/{id}", delete(clients::kill_connection))
+        .route("/sessions", get(clients::sessions))
+        .route("/sessions/wait", get(clients::wait_for_session))
+        .route(
+            "/counters",
+            get(clients::counters).delete(clients::clear_counters),
+        )
+        .route(
+            "/c2d/{device}",
+            get(c2d_api::overview)
+                .post(c2d_api::send)
+                .delete(c2d_api::purge),
+        )
+        .route("/c2d/{device}/wait", get(c2d_api::wait))
         .route("/ports", get(ports))
         .route("/ports/{name}", put(set_port))
         .route("/faults", get(faults).post(set_fault).delete(clear_faults))
@@ -170,12 +221,36 @@ struct WaitQuery {
     timeout_ms: Option<u64>,
 }
 
+/// A long poll: asks at once and at every change. No lock is held while it asks.
+async fn wait_until(
+    mut changed: watch::Receiver<u64>,
+    timeout_ms: Option<u64>,
+    is_reached: impl Fn() -> bool,
+) -> bool {
+    let reaching = async {
+        loop {
+            changed.mark_unchanged();
+            if is_reached() {
+                return;
+            }
+            // Fails only when the hub is gone, and then nobody asks any more.
+            let _ = changed.changed().await;
+        }
+    };
+    timeout(waiting_time(timeout_ms), reaching).await.is_ok()
+}
+
+/// How long a long poll waits.
+fn waiting_time(timeout_ms: Option<u64>) -> Duration {
+    Duration::from_millis(timeout_ms.unwrap_or(30_000)).min(WAIT_MAX)
+}
+
 async fn ledger_wait(
     State(control): State<Control>,
     query: Result<Query<WaitQuery>, QueryRejection>,
 ) -> Result<Json<Value>, Refused> {
     let Query(query) = query?;
-    let time = Duration::from_millis(query.timeout_ms.unwrap_or(30_000)).min(WAIT_MAX);
+    let time = waiting_time(query.timeout_ms);
     let mut count = control.hub.ledger.watch();
     let reached = timeout(time, count.wait_for(|count| *count >= query.count))
         .await
@@ -183,98 +258,6 @@ async fn ledger_wait(
     Ok(Json(
         json!({ "count": control.hub.ledger.count(), "reached": reached }),
     ))
-}
-
-#[derive(Serialize)]
-struct ConnectionJson {
-    id: u64,
-    transport: &'static str,
-    client_id: Option<String>,
-    auth_chain: Option<String>,
-    peer: String,
-    connected_since_utc: String,
-}
-
-impl From<ConnectionInfo> for ConnectionJson {
-    fn from(info: ConnectionInfo) -> Self {
-        let claim = info.claim.as_ref();
-        Self {
-            id: info.id,
-            transport: match info.transport {
-                Transport::Https => "https",
-                Transport::Mqtt => "mqtt",
-            },
-            client_id: claim.map(|claim| claim.identity.to_string()),
-            auth_chain: claim
-                .and_then(|claim| claim.chain.as_ref())
-                .map(ToString::to_string),
-            peer: info.peer.to_string(),
-            connected_since_utc: utc_text(info.since_ms),
-        }
-    }
-}
-
-async fn connections(State(control): State<Control>) -> Json<Vec<ConnectionJson>> {
-    Json(
-        control
-            .hub
-            .connections
-            .list()
-            .into_iter()
-            .map(Into::into)
-            .collect(),
-    )
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KillQuery {
-    client_id: Option<String>,
-}
-
-async fn kill_connections(
-    State(control): State<Control>,
-    query: Result<Query<KillQuery>, QueryRejection>,
-) -> Result<Json<Value>, Refused> {
-    let Query(KillQuery { client_id }) = query?;
-    let killed = kill(&control, |info| {
-        let known = info.claim.as_ref().map(|claim| claim.identity.to_string());
-        client_id.is_none() || known == client_id
-    });
-    killed.await
-}
-
-async fn kill_connection(
-    State(control): State<Control>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Refused> {
-    let known = control.hub.connections.list();
-    let id = id
-        .parse::<u64>()
-        .ok()
-        .filter(|id| known.iter().any(|info| info.id == *id));
-    let missing = || Refused(StatusCode::NOT_FOUND, "no such connection".to_owned());
-    let id = id.ok_or_else(missing)?;
-    kill(&control, |info| info.id == id).await
-}
-
-async fn kill(
-    control: &Control,
-    matches: impl Fn(&ConnectionInfo) -> bool,
-) -> Result<Json<Value>, Refused> {
-    let connections = &control.hub.connections;
-    let killed = connections.close_matching(matches);
-    let late = || {
-        Refused(
-            StatusCode::GATEWAY_TIMEOUT,
-            "the sockets do not close".to_owned(),
-        )
-    };
-    timeout(SETTLE_MAX, connections.gone(&killed))
-        .await
-        .map_err(|_| late())?;
-    info!(count = killed.len(), "connections killed");
-    Ok(Json(json!({ "killed": killed.len() })))
 }
 
 async fn ports(State(control): State<Control>) -> Json<Value> {

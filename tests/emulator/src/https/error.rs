@@ -10,7 +10,10 @@ use super::with_status;
 use crate::authorize::Refusal;
 use crate::clock::utc_text;
 use crate::identity::NameError;
+use crate::ids::uuid;
+use crate::methods::MethodError;
 use crate::registry::RegistryError;
+use crate::twin::TwinError;
 
 /// A refusal with the status and the error name that IoT Hub uses.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct ApiError {
     pub(super) status: StatusCode,
     name: &'static str,
     pub(super) text: String,
+    /// The number of an error whose message is JSON: those of direct methods.
+    code: Option<u32>,
 }
 
 impl ApiError {
@@ -26,6 +31,7 @@ impl ApiError {
             status,
             name,
             text: text.into(),
+            code: None,
         }
     }
 
@@ -79,8 +85,18 @@ impl ApiError {
     }
 
     pub(super) fn into_response(self, now_ms: u64) -> Response<Full<Bytes>> {
+        let message = match self.code {
+            None => format!("ErrorCode:{};{}", self.name, self.text),
+            Some(code) => json!({
+                "errorCode": code,
+                "trackingId": uuid(),
+                "message": self.text,
+                "timestampUtc": utc_text(now_ms),
+            })
+            .to_string(),
+        };
         let body = json!({
-            "Message": format!("ErrorCode:{};{}", self.name, self.text),
+            "Message": message,
             "ExceptionMessage": format!("Tracking ID:emulator-TimeStamp:{}", utc_text(now_ms)),
         });
         let mut response = with_status(self.status, body.to_string().into());
@@ -119,5 +135,34 @@ impl From<RegistryError> for ApiError {
             RegistryError::TooManyModules => (StatusCode::CONFLICT, "TooManyModulesOnDevice"),
         };
         Self::new(status, name, error.to_string())
+    }
+}
+
+impl From<TwinError> for ApiError {
+    fn from(error: TwinError) -> Self {
+        let (status, name) = match error.status() {
+            400 => (StatusCode::BAD_REQUEST, "ArgumentInvalid"),
+            412 => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "ServerError"),
+        };
+        Self::new(status, name, error.to_string())
+    }
+}
+
+impl From<MethodError> for ApiError {
+    fn from(error: MethodError) -> Self {
+        let (status, name, code) = match &error {
+            MethodError::BadAnswer => (StatusCode::BAD_GATEWAY, "BadDeviceResponse", 502_001),
+            MethodError::NoAnswer => (StatusCode::GATEWAY_TIMEOUT, "GatewayTimeout", 504_101),
+            MethodError::NotOnline => (StatusCode::NOT_FOUND, "DeviceNotOnline", 404_103),
+            MethodError::TooMany => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                (status, "ThrottlingException", 429_001)
+            }
+        };
+        Self {
+            code: Some(code),
+            ..Self::new(status, name, error.to_string())
+        }
     }
 }

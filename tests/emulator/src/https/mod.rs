@@ -1,9 +1,12 @@
-//! The HTTPS side: registry REST and the two scope calls (spec/upstream.md A9, B7).
+//! The HTTPS side: registry, twins, methods, and the two scope calls (spec/upstream.md A9, B7).
 
+mod configuration_api;
 mod error;
+mod method_api;
 mod registry_api;
 mod request;
 mod scope_api;
+mod twin_api;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,8 +24,10 @@ use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
 use crate::connections::Connection;
+use crate::counters::Counter;
 use crate::faults::FaultKind;
 use crate::hub::Hub;
+use crate::identity::Identity;
 use crate::limits::CONNECT_TIMEOUT;
 use crate::port::Gated;
 use error::ApiError;
@@ -76,7 +81,7 @@ async fn answer(
     let path = request.uri().path().to_owned();
     let request_id = request.headers().get("request-id").cloned();
     let answer = match Call::read(request).await {
-        Ok(call) => route(hub, &call),
+        Ok(call) => route(hub, &call).await,
         Err(error) => Err(error),
     };
     let mut response = match answer {
@@ -111,38 +116,63 @@ fn with_status(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     response
 }
 
-fn route(hub: &Hub, call: &Call) -> Result<Answer, ApiError> {
-    let path = call.path();
-    let is_scope_call = matches!(
-        path.as_slice(),
+/// The three groups of calls: they fail and are counted apart.
+fn kind_of(path: &[&str]) -> (FaultKind, Counter) {
+    match path {
         [
             _,
             _,
             _,
             _,
-            "devicesAndModulesInTargetDeviceScope" | "getDeviceAndModuleOnBehalfOf"
-        ]
-    );
-    let kind = if is_scope_call {
-        FaultKind::Scope
-    } else {
-        FaultKind::Registry
-    };
+            "devicesAndModulesInTargetDeviceScope" | "getDeviceAndModuleOnBehalfOf",
+        ] => (FaultKind::Scope, Counter::ScopeCalls),
+        ["twins", ..] | ["devices", _, "applyConfigurationContent" | "commands"] => {
+            (FaultKind::Service, Counter::ServiceCalls)
+        }
+        _ => (FaultKind::Registry, Counter::RegistryCalls),
+    }
+}
+
+async fn route(hub: &Hub, call: &Call) -> Result<Answer, ApiError> {
+    let path = call.path();
+    let (kind, counter) = kind_of(&path);
+    hub.counters.add_other(counter);
     if let Some(code) = hub.faults.take(kind) {
         return Err(ApiError::ordered(code));
     }
     call.check_api_version()?;
-    match (&call.method, path.as_slice()) {
-        (&Method::POST, ["devices", actor, "modules", module, name]) if is_scope_call => {
+    match (kind, &call.method, path.as_slice()) {
+        (FaultKind::Scope, &Method::POST, ["devices", actor, "modules", module, name]) => {
             if *name == "getDeviceAndModuleOnBehalfOf" {
                 scope_api::identity(hub, call, actor, module)
             } else {
                 scope_api::page(hub, call, actor, module)
             }
         }
-        (method, ["devices", rest @ ..]) if !is_scope_call => {
+        (FaultKind::Service, &Method::POST, ["devices", device, "applyConfigurationContent"]) => {
+            configuration_api::apply(hub, call, device)
+        }
+        (FaultKind::Service, &Method::DELETE, ["devices", device, "commands"]) => {
+            method_api::purge(hub, call, device)
+        }
+        (FaultKind::Service, &Method::POST, ["twins", rest @ .., "methods"]) => {
+            method_api::invoke(hub, call, &target(rest)?).await
+        }
+        (FaultKind::Service, method, ["twins", rest @ ..]) => {
+            twin_api::route(hub, call, method, &target(rest)?)
+        }
+        (FaultKind::Registry, method, ["devices", rest @ ..]) => {
             registry_api::route(hub, call, method, rest)
         }
+        _ => Err(ApiError::not_supported()),
+    }
+}
+
+/// `{device}` or `{device}/modules/{module}` of a path.
+fn target(path: &[&str]) -> Result<Identity, ApiError> {
+    match path {
+        [device] => Ok(Identity::new(device, None)?),
+        [device, "modules", module] => Ok(Identity::new(device, Some(module))?),
         _ => Err(ApiError::not_supported()),
     }
 }

@@ -8,6 +8,7 @@ use super::request::Call;
 use crate::authorize::{self, Permission};
 use crate::hub::Hub;
 use crate::limits::PAGE_ITEMS_MAX;
+use crate::registry::Device;
 use crate::registry::json::{DeviceRequest, ModuleRequest, RestDevice, RestModule};
 
 /// `rest` is the path below `/devices`.
@@ -57,7 +58,7 @@ fn list_devices(hub: &Hub, call: &Call) -> Result<Answer, ApiError> {
     let list: Vec<RestDevice> = devices
         .iter()
         .take(top)
-        .map(|device| RestDevice::new(device, hub.is_connected(&device.id, None)))
+        .map(|device| rest_device(hub, device))
         .collect();
     Answer::json(&list, None)
 }
@@ -65,8 +66,12 @@ fn list_devices(hub: &Hub, call: &Call) -> Result<Answer, ApiError> {
 fn get_device(hub: &Hub, id: &str) -> Result<Answer, ApiError> {
     let devices = hub.devices();
     let device = devices.find(id)?;
-    let body = RestDevice::new(device, hub.is_connected(id, None));
-    Answer::json(&body, Some(&device.etag))
+    Answer::json(&rest_device(hub, device), Some(&device.etag))
+}
+
+fn rest_device(hub: &Hub, device: &Device) -> RestDevice {
+    let connected = hub.is_connected(&device.id, None);
+    RestDevice::new(device, connected, hub.c2d.count(&device.id))
 }
 
 /// Without `If-Match` this creates, with it this changes.

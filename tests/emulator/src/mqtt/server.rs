@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use mqttbytes::v4::{ConnAck, ConnectReturnCode, LastWill};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -17,14 +17,20 @@ use tracing::{info, warn};
 use super::CloseReason;
 use super::codec::{self, CodecError};
 use super::connect::{self, Admitted};
+use super::delivery::OpenSession;
+use super::handler::Handler;
 use super::session::{Session, Turn};
 use crate::clock::utc_text;
 use crate::connections::Connection;
+use crate::counters::Counter;
 use crate::hub::{Hub, idle_limit};
+use crate::ledger::LedgerError;
 use crate::limits::{CONNECT_TIMEOUT, LINGER, READ_BATCH_BYTES};
 use crate::port::Gated;
 
 type Stream = TlsStream<Gated<TcpStream>>;
+type Reader = ReadHalf<Stream>;
+type Writer = WriteHalf<Stream>;
 
 /// Serves a socket until it ends. Never fails: the reason goes to the log.
 pub(crate) async fn serve(
@@ -41,9 +47,10 @@ pub(crate) async fn serve(
     };
     let opened = opened.unwrap_or(Err(CloseReason::Silence));
     let Opened {
-        mut stream,
+        stream,
         admitted,
         keep_alive,
+        clean,
         will,
     } = match opened {
         Ok(opened) => opened,
@@ -79,16 +86,33 @@ pub(crate) async fn serve(
         );
         return;
     }
-    info!(connection = connection.id(), client, chain, "connected");
+    let opened = match OpenSession::open(&hub, &claim.identity, &connection, clean) {
+        Ok(opened) => opened,
+        Err(reason) => {
+            info!(connection = connection.id(), client, %reason, "closed");
+            return;
+        }
+    };
+    let present = opened.is_present;
+    info!(
+        connection = connection.id(),
+        client, chain, clean, present, "connected"
+    );
 
     let life = Life {
         hub: &hub,
         session: &session,
+        opened: &opened,
         connection: &connection,
+        idle: idle_limit(keep_alive),
     };
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let reason = life
-        .run(&mut stream, input, idle_limit(keep_alive), expires_at_ms)
+        .run(&mut reader, &mut writer, input, expires_at_ms)
         .await;
+    // What the client has not acknowledged is free before anybody can see it gone.
+    drop(opened);
+    let mut stream = reader.unsplit(writer);
     if let Some(will) = will.filter(|_| !matches!(reason, CloseReason::Disconnect)) {
         store_will(&hub, &session, &will);
     }
@@ -106,6 +130,7 @@ struct Opened {
     stream: Stream,
     admitted: Admitted,
     keep_alive: u16,
+    clean: bool,
     will: Option<LastWill>,
 }
 
@@ -140,11 +165,13 @@ async fn open(
             stream,
             admitted,
             keep_alive: connect.keep_alive,
+            clean: connect.clean_session,
             will: connect.last_will,
         }),
         Err(error) => {
             let code = error.code();
             info!(client = connect.client_id, ?code, reason = %error, "connect refused");
+            hub.counters.add_other(Counter::ConnectsRefused);
             refuse(&mut stream, code).await;
             Err(CloseReason::Refused(code))
         }
@@ -184,21 +211,24 @@ async fn close(stream: &mut Stream) {
 struct Life<'a> {
     hub: &'a Hub,
     session: &'a Session,
+    opened: &'a OpenSession<'a>,
     connection: &'a Connection,
+    idle: Duration,
 }
 
 impl Life<'_> {
     async fn run(
         &self,
-        stream: &mut Stream,
+        reader: &mut Reader,
+        writer: &mut Writer,
         input: BytesMut,
-        idle: Duration,
         expires_at_ms: u64,
     ) -> CloseReason {
         let ended = async {
             tokio::select! {
-                reason = self.turns(stream, input, idle) => reason,
+                reason = self.turns(reader, writer, input) => reason,
                 () = self.hub.clock.sleep_until(expires_at_ms) => CloseReason::TokenExpired,
+                () = self.opened.overflowed() => CloseReason::Overflow,
             }
         };
         let gate = &self.hub.mqtt_port;
@@ -209,60 +239,116 @@ impl Life<'_> {
         }
     }
 
-    async fn turns(&self, stream: &mut Stream, mut input: BytesMut, idle: Duration) -> CloseReason {
+    async fn turns(
+        &self,
+        reader: &mut Reader,
+        writer: &mut Writer,
+        mut input: BytesMut,
+    ) -> CloseReason {
         let mut turn = Turn::default();
-        if let Err(error) = ConnAck::new(ConnectReturnCode::Success, false).write(&mut turn.replies)
-        {
+        let accepted = ConnAck::new(ConnectReturnCode::Success, self.opened.is_present);
+        if let Err(error) = accepted.write(&mut turn.replies) {
             return CodecError::Packet(error).into();
         }
         loop {
-            if let Err(reason) = self.turn(stream, &mut input, &mut turn, idle).await {
+            let turned = self.turn(writer, &mut input, &mut turn).await;
+            let filled = match turned {
+                Ok(()) => self.wait(reader, writer, &mut input).await,
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = filled {
                 return reason;
-            }
-            match self
-                .hub
-                .mqtt_port
-                .limit(idle, fill(stream, &mut input))
-                .await
-            {
-                Some(Ok(())) => {}
-                Some(Err(reason)) => return reason,
-                None => return CloseReason::KeepAlive,
             }
         }
     }
 
-    /// Handles what `input` has: stores, then answers.
+    /// Waits for input; meanwhile sends what the hub has for the client. Only input counts
+    /// against the keep-alive.
+    async fn wait(
+        &self,
+        reader: &mut Reader,
+        writer: &mut Writer,
+        input: &mut BytesMut,
+    ) -> Result<(), CloseReason> {
+        let filling = self.hub.mqtt_port.limit(self.idle, fill(reader, input));
+        let mut filling = std::pin::pin!(filling);
+        loop {
+            tokio::select! {
+                filled = &mut filling => {
+                    filled.unwrap_or(Err(CloseReason::KeepAlive))?;
+                    // What was there before the input goes out before its answers.
+                    if self.opened.is_woken() {
+                        self.deliver(writer).await?;
+                    }
+                    return Ok(());
+                }
+                () = self.opened.ready() => self.deliver(writer).await?,
+            }
+        }
+    }
+
+    /// Handles what `input` has, in one or more steps: stores, then answers.
     async fn turn(
         &self,
-        stream: &mut Stream,
+        writer: &mut Writer,
         input: &mut BytesMut,
         turn: &mut Turn,
-        idle: Duration,
     ) -> Result<(), CloseReason> {
-        // Bytes that were read before the port became a black hole wait like the others.
-        self.hub.mqtt_port.flowing().await;
-        let now_utc = utc_text(self.hub.clock.now_ms());
-        let handled = self.session.handle(input, &self.hub.faults, &now_utc, turn);
+        loop {
+            // Bytes that were read before the port became a black hole wait like the others.
+            self.hub.mqtt_port.flowing().await;
+            let handled = self.step(input, turn)?;
+            self.send(writer, &turn.replies).await?;
+            turn.replies.clear();
+            if handled? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Handles and stores; the answers are in the turn then, also when the connection has to end.
+    fn step(
+        &self,
+        input: &mut BytesMut,
+        turn: &mut Turn,
+    ) -> Result<Result<bool, CloseReason>, LedgerError> {
+        let now_ms = self.hub.clock.now_ms();
+        let now_utc = utc_text(now_ms);
+        let handler = Handler {
+            hub: self.hub,
+            session: self.session,
+            actor: self.opened.actor(),
+            now_ms,
+            now_utc: &now_utc,
+        };
+        let handled = handler.handle(input, turn);
         if !turn.batch.is_empty() {
-            self.hub
-                .ledger
-                .append(&turn.batch, &now_utc, Some(self.connection.fence()))?;
+            let fence = Some(self.connection.fence());
+            self.hub.ledger.append(&turn.batch, &now_utc, fence)?;
             turn.batch.clear();
         }
-        if !turn.replies.is_empty() {
-            let sending = async {
-                stream.write_all(&turn.replies).await?;
-                stream.flush().await
-            };
-            self.hub
-                .mqtt_port
-                .limit(idle, sending)
-                .await
-                .ok_or(CloseReason::KeepAlive)??;
-            turn.replies.clear();
+        Ok(handled)
+    }
+
+    /// Sends what the hub has for the client.
+    async fn deliver(&self, writer: &mut Writer) -> Result<(), CloseReason> {
+        // A message counts as delivered when it is taken: not while nothing can leave.
+        self.hub.mqtt_port.flowing().await;
+        let outgoing = self.opened.take()?;
+        self.send(writer, &outgoing.bytes).await?;
+        self.opened.written(&outgoing)
+    }
+
+    async fn send(&self, writer: &mut Writer, bytes: &[u8]) -> Result<(), CloseReason> {
+        if bytes.is_empty() {
+            return Ok(());
         }
-        handled
+        let sending = async {
+            writer.write_all(bytes).await?;
+            writer.flush().await
+        };
+        let sent = self.hub.mqtt_port.limit(self.idle, sending).await;
+        Ok(sent.ok_or(CloseReason::KeepAlive)??)
     }
 }
 
@@ -270,12 +356,12 @@ impl Life<'_> {
 ///
 /// # Cancel safety
 /// What was read is in `input`.
-async fn fill(stream: &mut Stream, input: &mut BytesMut) -> Result<(), CloseReason> {
-    if stream.read_buf(input).await? == 0 {
+async fn fill(reader: &mut Reader, input: &mut BytesMut) -> Result<(), CloseReason> {
+    if reader.read_buf(input).await? == 0 {
         return Err(CloseReason::End);
     }
     while input.len() < READ_BATCH_BYTES {
-        let mut more = std::pin::pin!(stream.read_buf(input));
+        let mut more = std::pin::pin!(reader.read_buf(input));
         let polled = std::future::poll_fn(|cx| Poll::Ready(more.as_mut().poll(cx))).await;
         match polled {
             // An end or a failure shows again at the next turn's read, after this input.

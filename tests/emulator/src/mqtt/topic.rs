@@ -1,12 +1,12 @@
-//! The topics that clients may name (spec/upstream.md B4).
+//! The topics that clients may publish to, and the filters that MQTT knows (spec/upstream.md B4).
 
-use crate::identity::Identity;
+use super::iothub_topic::IotHubTopic;
 
 /// What a client publishes to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PublishTopic<'a> {
-    /// Twins and methods, which come later.
-    Later,
+    /// A twin request or a method's answer.
+    IotHub(IotHubTopic<'a>),
     /// A D2C message of this device or module, with the undecoded property bag.
     Telemetry {
         device: &'a str,
@@ -19,13 +19,10 @@ pub(crate) enum PublishTopic<'a> {
 impl<'a> PublishTopic<'a> {
     /// Matches the whole topic; ids are compared as they stand, nothing is decoded or normalised.
     pub(crate) fn parse(topic: &'a str) -> Self {
-        if ["$iothub/twin/", "$iothub/methods/"]
-            .iter()
-            .any(|prefix| topic.starts_with(prefix))
-        {
-            return Self::Later;
-        }
-        Self::telemetry(topic).unwrap_or(Self::Unknown)
+        let iothub = IotHubTopic::parse(topic).map(Self::IotHub);
+        iothub
+            .or_else(|| Self::telemetry(topic))
+            .unwrap_or(Self::Unknown)
     }
 
     fn telemetry(topic: &'a str) -> Option<Self> {
@@ -54,29 +51,13 @@ impl<'a> PublishTopic<'a> {
     }
 }
 
-/// Whether the hub has something to send for this filter to this identity.
-pub(crate) fn is_known_filter(filter: &str, identity: &Identity) -> bool {
-    let for_all = [
-        "$iothub/methods/POST/#",
-        "$iothub/twin/PATCH/properties/desired/#",
-        "$iothub/twin/res/#",
-    ];
-    if for_all.contains(&filter) {
-        return true;
-    }
-    let own = filter
-        .strip_prefix("devices/")
-        .and_then(|rest| rest.strip_prefix(&identity.device));
-    match (own, &identity.module) {
-        (Some(rest), None) => rest == "/messages/devicebound/#",
-        (Some(rest), Some(module)) => {
-            let rest = rest
-                .strip_prefix("/modules/")
-                .and_then(|rest| rest.strip_prefix(module));
-            rest.is_some_and(|rest| rest == "/#" || rest == "/inputs/#")
-        }
-        (None, _) => false,
-    }
+/// Whether a filter is one at all (MQTT-4.7.1-1 to -3, MQTT-4.7.3-1): `#` stands alone and last,
+/// `+` stands alone.
+pub(crate) fn is_filter(filter: &str) -> bool {
+    let mut levels = filter.split('/').rev();
+    let last = levels.next().unwrap_or_default();
+    let fits = |level: &str| level == "+" || !level.contains(['+', '#']);
+    !filter.is_empty() && (last == "#" || fits(last)) && levels.all(fits)
 }
 
 #[cfg(test)]
@@ -103,8 +84,10 @@ mod tests {
                     bag: "a=1",
                 },
             ),
-            ("$iothub/twin/GET/?$rid=1", PublishTopic::Later),
-            ("$iothub/methods/res/200/?$rid=1", PublishTopic::Later),
+            (
+                "$iothub/twin/GET/?$rid=1",
+                PublishTopic::IotHub(IotHubTopic::TwinGet { rid: "1" }),
+            ),
         ] {
             assert_eq!(PublishTopic::parse(topic), wanted, "{topic}");
         }
@@ -120,45 +103,19 @@ mod tests {
             "devices/d/modules/m/../n/messages/events/",
             "devices/d/messages/devicebound/",
             "Devices/d/messages/events/",
-            "$iothub",
+            "$iothub/twin/GET/",
         ] {
             assert_eq!(PublishTopic::parse(topic), PublishTopic::Unknown, "{topic}");
         }
     }
 
     #[test]
-    fn filters_are_known_for_the_own_identity() {
-        let leaf = Identity::parse("leaf1").unwrap();
-        let module = Identity::parse("edge1/modA").unwrap();
-        for filter in [
-            "$iothub/methods/POST/#",
-            "$iothub/twin/PATCH/properties/desired/#",
-            "$iothub/twin/res/#",
-        ] {
-            assert!(is_known_filter(filter, &leaf) && is_known_filter(filter, &module));
+    fn wildcards_stand_alone() {
+        for good in ["a", "/", "#", "+", "a/#", "+/a/+", "/+/#", "$iothub/x/#"] {
+            assert!(is_filter(good), "{good}");
         }
-        assert!(is_known_filter(
-            "devices/leaf1/messages/devicebound/#",
-            &leaf
-        ));
-        assert!(is_known_filter("devices/edge1/modules/modA/#", &module));
-        assert!(is_known_filter(
-            "devices/edge1/modules/modA/inputs/#",
-            &module
-        ));
-        for filter in [
-            "#",
-            "devices/leaf10/messages/devicebound/#",
-            "devices/leaf2/messages/devicebound/#",
-            "devices/leaf1/#",
-            "devices/edge1/modules/modA/#",
-        ] {
-            assert!(!is_known_filter(filter, &leaf), "{filter}");
+        for bad in ["", "a#", "a/#/b", "#/", "a+", "+a/b", "a/b+/c", "a/#b"] {
+            assert!(!is_filter(bad), "{bad}");
         }
-        assert!(!is_known_filter("devices/edge1/modules/modAB/#", &module));
-        assert!(!is_known_filter(
-            "devices/edge1/messages/devicebound/#",
-            &module
-        ));
     }
 }

@@ -38,24 +38,21 @@ impl From<&Authentication> for AuthenticationJson {
     fn from(authentication: &Authentication) -> Self {
         let mut keys = KeysJson::default();
         let mut thumbprints = ThumbprintsJson::default();
-        let kind = match authentication {
-            Authentication::CertificateAuthority => "certificateAuthority",
-            Authentication::None => "none",
+        match authentication {
+            Authentication::CertificateAuthority | Authentication::None => {}
             Authentication::Sas { primary, secondary } => {
                 keys.primary_key = Some(primary.clone());
                 keys.secondary_key = Some(secondary.clone());
-                "sas"
             }
             Authentication::SelfSigned { primary, secondary } => {
                 thumbprints.primary_thumbprint.clone_from(primary);
                 thumbprints.secondary_thumbprint.clone_from(secondary);
-                "selfSigned"
             }
-        };
+        }
         Self {
             symmetric_key: Some(keys),
             x509_thumbprint: Some(thumbprints),
-            kind: Some(kind.to_owned()),
+            kind: Some(authentication.kind().to_owned()),
         }
     }
 }
@@ -152,7 +149,7 @@ pub(crate) struct RestDevice {
     status: &'static str,
     status_reason: Option<String>,
     status_updated_time: String,
-    cloud_to_device_message_count: u32,
+    cloud_to_device_message_count: usize,
     authentication: AuthenticationJson,
     capabilities: CapabilitiesJson,
     device_scope: Option<String>,
@@ -160,7 +157,8 @@ pub(crate) struct RestDevice {
 }
 
 impl RestDevice {
-    pub(crate) fn new(device: &Device, connected: bool) -> Self {
+    /// `messages`: C2D messages that wait for the device.
+    pub(crate) fn new(device: &Device, connected: bool, messages: usize) -> Self {
         Self {
             device_id: device.id.clone(),
             generation_id: device.generation_id.clone(),
@@ -169,7 +167,7 @@ impl RestDevice {
             status: status_text(device.enabled),
             status_reason: device.status_reason.clone(),
             status_updated_time: utc_text(device.status_updated_ms),
-            cloud_to_device_message_count: 0,
+            cloud_to_device_message_count: messages,
             authentication: (&device.authentication).into(),
             capabilities: CapabilitiesJson {
                 iot_edge: device.iot_edge,
@@ -296,11 +294,13 @@ impl ModuleRequest {
     }
 }
 
-fn status_text(enabled: bool) -> &'static str {
+/// The value of `status`.
+pub(crate) fn status_text(enabled: bool) -> &'static str {
     if enabled { "enabled" } else { "disabled" }
 }
 
-fn connection_text(connected: bool) -> &'static str {
+/// The value of `connectionState`.
+pub(crate) fn connection_text(connected: bool) -> &'static str {
     if connected {
         "Connected"
     } else {

@@ -10,4 +10,4 @@ mod model;
 pub(crate) mod seed;
 
 pub(crate) use devices::{Devices, RegistryError};
-pub(crate) use model::{Authentication, Device, Module};
+pub(crate) use model::{Authentication, Device, Module, new_edge_module};

@@ -24,6 +24,16 @@ pub(crate) enum Authentication {
 }
 
 impl Authentication {
+    /// The name of the kind in the JSON of IoT Hub.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::CertificateAuthority => "certificateAuthority",
+            Self::None => "none",
+            Self::Sas { .. } => "sas",
+            Self::SelfSigned { .. } => "selfSigned",
+        }
+    }
+
     /// The base64 keys that may sign this identity's tokens.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         let keys = match self {
@@ -91,6 +101,18 @@ pub(crate) struct Module {
     pub(crate) etag: String,
     pub(crate) managed_by: Option<String>,
     pub(crate) authentication: Authentication,
+}
+
+/// A module that the edge runtime manages, with fresh keys.
+pub(crate) fn new_edge_module(id: &str) -> ModuleSpec {
+    ModuleSpec {
+        id: id.to_owned(),
+        managed_by: Some("iotEdge".to_owned()),
+        authentication: Authentication::Sas {
+            primary: random_key(),
+            secondary: random_key(),
+        },
+    }
 }
 
 /// A fresh key of 32 random bytes, base64.

@@ -307,7 +307,8 @@ async fn the_next_https_calls_fail_on_order() {
         json!({"kind": "connect", "count": 1, "code": 6}),
         json!({"kind": "publish", "count": 1, "code": 5}),
         json!({"kind": "scope", "count": 1, "code": 200}),
-        json!({"kind": "twin", "count": 1}),
+        json!({"kind": "amqp", "count": 1}),
+        json!({"kind": "twin", "count": 1, "code": 204}),
         json!({"kind": "scope"}),
     ] {
         assert_eq!(

@@ -13,12 +13,22 @@
     reason = "helpers of tests: a failure here is a failed test"
 )]
 
+mod c2d;
+mod c2d_redelivery;
+mod clients;
 mod common;
+mod configuration;
 mod control;
 mod ledger;
+mod methods;
 mod process;
 mod registry;
+mod restart;
 mod scope;
+mod sessions;
 mod strict_chain;
 mod strict_connect;
+mod strict_iothub;
 mod strict_publish;
+mod twin_device;
+mod twin_rest;

@@ -1,94 +1,13 @@
 //! The emulator as a child process: start, kill, restart, end.
 
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use mqttbytes::QoS;
 use mqttbytes::v4::Packet;
-use serde_json::Value;
 
 use crate::common::mqtt::{Client, Hello, publish};
-use crate::common::{Files, HOST, PATIENCE, http, lines, read};
-
-/// A started process that does not outlive its test.
-struct Process {
-    child: Child,
-    ready: Value,
-}
-
-impl Process {
-    fn start(files: &Files) -> Self {
-        let ready_file = files.path("ready.json");
-        let _ = std::fs::remove_file(&ready_file);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_iothub-emulator"));
-        command.args([
-            "--hostname",
-            HOST,
-            "--address",
-            "127.0.0.1",
-            "--strict",
-            "--exit-with-stdin",
-        ]);
-        for port in ["--mqtt-port", "--https-port", "--control-port"] {
-            command.args([port, "0"]);
-        }
-        for (name, file) in [
-            ("--cert", "cert.pem"),
-            ("--key", "key.pem"),
-            ("--seed", "seed.json"),
-            ("--ledger", "ledger.jsonl"),
-            ("--ready-file", "ready.json"),
-        ] {
-            command.arg(name).arg(files.path(file));
-        }
-        let child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut process = Self {
-            child,
-            ready: Value::Null,
-        };
-        let started = Instant::now();
-        while process.ready.is_null() {
-            assert!(started.elapsed() < PATIENCE, "not ready");
-            assert!(process.child.try_wait().unwrap().is_none(), "ended");
-            std::thread::sleep(Duration::from_millis(5));
-            process.ready = serde_json::from_str(&read(&ready_file)).unwrap_or_default();
-        }
-        assert_eq!(process.ready["pid"], process.child.id());
-        process
-    }
-
-    fn address(&self, port: &str) -> SocketAddr {
-        format!("127.0.0.1:{}", self.ready[port]).parse().unwrap()
-    }
-
-    async fn ledger(&self) -> Vec<Value> {
-        let answer = http::plain(self.address("control"), "GET", "/ledger", &Value::Null).await;
-        lines(&answer.text())
-    }
-
-    fn ended(&mut self) -> std::process::ExitStatus {
-        let started = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(started.elapsed() < PATIENCE, "does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::common::process::Process;
+use crate::common::{Files, HOST};
 
 /// Killed in the middle of a stream, it has every acknowledged message after a restart, goes on
 /// with the next sequence, and its hub is the same hub.
@@ -119,8 +38,7 @@ async fn a_killed_emulator_keeps_what_it_acknowledged() {
             };
             acknowledged.push([round, (ack.pkid >> 8) as u8, ack.pkid as u8]);
         }
-        process.child.kill().unwrap();
-        process.child.wait().unwrap();
+        process.kill();
         while let Some(Packet::PubAck(ack)) = client.next().await {
             acknowledged.push([round, (ack.pkid >> 8) as u8, ack.pkid as u8]);
         }

@@ -184,7 +184,9 @@ async fn lists_and_missing_things() {
         404
     );
     assert_eq!(
-        owner(&bed, "GET", "/twins/leaf1", Value::Null).await.status,
+        owner(&bed, "GET", "/configurations/c1", Value::Null)
+            .await
+            .status,
         501
     );
     let client = Client::admitted(&bed, &Hello::of("leaf1")).await;

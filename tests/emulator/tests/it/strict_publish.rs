@@ -2,7 +2,6 @@
 
 use bytes::BytesMut;
 use mqttbytes::QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
-use mqttbytes::v4::SubscribeFilter;
 use mqttbytes::v4::{Packet, Subscribe, SubscribeReasonCode as Granted, Unsubscribe};
 use serde_json::json;
 
@@ -70,18 +69,6 @@ async fn strict_paths_are_not_normalised() {
         "devices/leaf1/messages/events/../events/",
     ] {
         closes(&bed, "leaf1", topic, b"x").await;
-    }
-}
-
-#[tokio::test]
-async fn strict_twin_and_method_topics_close_for_now() {
-    let bed = Bed::strict().await;
-    for topic in [
-        "$iothub/twin/GET/?$rid=1",
-        "$iothub/twin/PATCH/properties/reported/?$rid=2",
-        "$iothub/methods/res/200/?$rid=3",
-    ] {
-        closes(&bed, "leaf1", topic, b" ").await;
     }
 }
 
@@ -155,24 +142,9 @@ async fn lenient_mode_acknowledges_and_drops() {
         .await;
     assert_eq!(bed.ledger().await.len(), 0);
     assert_eq!(
-        subscribe(&mut client, &["foo"]).await,
+        client.subscribe(&["foo"], ExactlyOnce).await,
         [Granted::Success(AtLeastOnce)]
     );
-}
-
-async fn subscribe(client: &mut Client, filters: &[&str]) -> Vec<Granted> {
-    let filters = filters
-        .iter()
-        .map(|path| SubscribeFilter::new((*path).to_owned(), ExactlyOnce));
-    let mut subscribe = Subscribe::new_many(filters);
-    subscribe.pkid = 7;
-    let mut bytes = BytesMut::new();
-    subscribe.write(&mut bytes).unwrap();
-    client.send(&bytes).await;
-    match client.next().await {
-        Some(Packet::SubAck(ack)) if ack.pkid == 7 => ack.return_codes,
-        other => panic!("no SUBACK but {other:?}"),
-    }
 }
 
 #[tokio::test]
@@ -191,7 +163,7 @@ async fn strict_unknown_filters_get_0x80() {
         "foo",
     ];
     assert_eq!(
-        subscribe(&mut leaf, &filters).await,
+        leaf.subscribe(&filters, ExactlyOnce).await,
         [yes, yes, yes, yes, no, no, no, no]
     );
     let mut module = Client::admitted(&bed, &Hello::through("edge3/modA;edge3;edge2;edge1")).await;
@@ -201,13 +173,33 @@ async fn strict_unknown_filters_get_0x80() {
         "devices/edge1/modules/modA/inputs/#",
         "devices/edge3/messages/devicebound/#",
     ];
-    assert_eq!(subscribe(&mut module, &filters).await, [yes, yes, no, no]);
-    let mut unsubscribe = Unsubscribe::new("foo");
-    unsubscribe.pkid = 9;
-    let mut bytes = BytesMut::new();
-    unsubscribe.write(&mut bytes).unwrap();
-    leaf.send(&bytes).await;
-    assert!(matches!(leaf.next().await, Some(Packet::UnsubAck(ack)) if ack.pkid == 9));
+    assert_eq!(
+        module.subscribe(&filters, ExactlyOnce).await,
+        [yes, yes, no, no]
+    );
+    leaf.unsubscribe("foo").await;
+}
+
+/// `a#` and the like are no filters: the connection ends, in either packet.
+#[tokio::test]
+async fn strict_malformed_filters_close() {
+    let bed = Bed::strict().await;
+    for filter in ["a#", "#/a", "a+/b", "$iothub/twin/#/res", ""] {
+        let mut subscribe = Subscribe::new(filter, AtLeastOnce);
+        subscribe.pkid = 1;
+        let mut unsubscribe = Unsubscribe::new(filter);
+        unsubscribe.pkid = 1;
+        let (mut one, mut other) = (BytesMut::new(), BytesMut::new());
+        subscribe.write(&mut one).unwrap();
+        unsubscribe.write(&mut other).unwrap();
+        for bytes in [one, other] {
+            let client = Client::admitted(&bed, &Hello::of("leaf1")).await;
+            client.expect_close_after(&bytes).await;
+        }
+    }
+    let mut client = Client::admitted(&bed, &Hello::of("leaf1")).await;
+    let refused = client.subscribe(&["a/#", "+/b"], AtLeastOnce).await;
+    assert_eq!(refused, [Granted::Failure, Granted::Failure]);
 }
 
 /// System properties by IoT Hub's names, application properties as they are, QoS 0 and retain.

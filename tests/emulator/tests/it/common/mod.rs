@@ -12,6 +12,7 @@
 
 pub(crate) mod http;
 pub(crate) mod mqtt;
+pub(crate) mod process;
 pub(crate) mod token;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -101,7 +102,14 @@ fn seed() -> Value {
     for disabled in [2, 8] {
         devices[disabled]["status"] = json!("disabled");
     }
-    let policies: Vec<Value> = ["iothubowner", "device", "registryRead", "registryReadWrite"]
+    let names = [
+        "iothubowner",
+        "device",
+        "registryRead",
+        "registryReadWrite",
+        "service",
+    ];
+    let policies: Vec<Value> = names
         .iter()
         .map(|name| json!({"name": name, "key": key(name)}))
         .collect();
@@ -177,6 +185,20 @@ impl Bed {
     ) -> Answer {
         let address = self.emulator.https_address();
         http::tls(address, &self.files.tls, method, path, headers, &body).await
+    }
+
+    /// A call of the service side with the policy for it.
+    pub(crate) async fn service(&self, method: &str, path: &str, body: Value) -> Answer {
+        let path = format!("{path}?api-version=2021-04-12");
+        self.https(method, &path, &Token::of_policy("service"), body)
+            .await
+    }
+
+    /// A call of the service side that is expected to succeed.
+    pub(crate) async fn served(&self, method: &str, path: &str, body: Value) -> Value {
+        let answer = self.service(method, path, body).await;
+        assert_eq!(answer.status, 200, "{method} {path}: {}", answer.text());
+        answer.json()
     }
 
     pub(crate) async fn ledger(&self) -> Vec<Value> {

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 
 use bytes::BytesMut;
-use mqttbytes::v4::{Connect, ConnectReturnCode, LastWill, Packet, Publish, read};
+use mqttbytes::v4::{
+    Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, Subscribe, SubscribeFilter,
+    SubscribeReasonCode, Unsubscribe, read,
+};
 use mqttbytes::{Error, QoS};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +25,7 @@ pub(crate) struct Hello {
     pub(crate) user_name: String,
     pub(crate) token: Token,
     pub(crate) keep_alive: u16,
+    pub(crate) clean: bool,
     pub(crate) will: Option<LastWill>,
 }
 
@@ -33,6 +37,7 @@ impl Hello {
             user_name: format!("{HOST}/{identity}/?api-version=2020-09-30&DeviceClientType=test"),
             token: Token::of(identity),
             keep_alive: 60,
+            clean: true,
             will: None,
         }
     }
@@ -50,6 +55,14 @@ impl Hello {
         hello
     }
 
+    /// With clean session 0, as the SDKs connect.
+    pub(crate) fn persistent(identity: &str) -> Self {
+        Self {
+            clean: false,
+            ..Self::of(identity)
+        }
+    }
+
     pub(crate) fn with_token(self, token: Token) -> Self {
         Self { token, ..self }
     }
@@ -57,6 +70,7 @@ impl Hello {
     pub(crate) fn packet(&self) -> Vec<u8> {
         let mut connect = Connect::new(&self.client_id);
         connect.keep_alive = self.keep_alive;
+        connect.clean_session = self.clean;
         connect.last_will.clone_from(&self.will);
         connect.set_login(self.user_name.clone(), self.token.text());
         let mut bytes = BytesMut::new();
@@ -69,6 +83,8 @@ impl Hello {
 pub(crate) struct Client {
     stream: TlsStream<TcpStream>,
     input: BytesMut,
+    /// What the CONNACK said.
+    pub(crate) session_present: bool,
 }
 
 impl Client {
@@ -84,6 +100,7 @@ impl Client {
         Self {
             stream,
             input: BytesMut::new(),
+            session_present: false,
         }
     }
 
@@ -100,7 +117,10 @@ impl Client {
         let mut client = Self::open(files, address).await;
         client.send(&hello.packet()).await;
         match client.next().await {
-            Some(Packet::ConnAck(ack)) => (client, ack.code),
+            Some(Packet::ConnAck(ack)) => {
+                client.session_present = ack.session_present;
+                (client, ack.code)
+            }
             other => panic!("no CONNACK but {other:?}"),
         }
     }
@@ -140,6 +160,63 @@ impl Client {
             Some(Packet::PubAck(ack)) => assert_eq!(ack.pkid, packet_id),
             other => panic!("no PUBACK but {other:?}"),
         }
+    }
+
+    /// The next packet, which has to be a PUBLISH.
+    pub(crate) async fn delivery(&mut self) -> Publish {
+        match self.next().await {
+            Some(Packet::Publish(publish)) => publish,
+            other => panic!("no PUBLISH but {other:?}"),
+        }
+    }
+
+    /// Subscribes, one SUBSCRIBE for all; returns what was granted.
+    pub(crate) async fn subscribe(
+        &mut self,
+        filters: &[&str],
+        qos: QoS,
+    ) -> Vec<SubscribeReasonCode> {
+        let filters = filters
+            .iter()
+            .map(|path| SubscribeFilter::new((*path).to_owned(), qos));
+        let mut subscribe = Subscribe::new_many(filters);
+        subscribe.pkid = 7;
+        let mut bytes = BytesMut::new();
+        subscribe.write(&mut bytes).unwrap();
+        self.send(&bytes).await;
+        match self.next().await {
+            Some(Packet::SubAck(ack)) if ack.pkid == 7 => ack.return_codes,
+            other => panic!("no SUBACK but {other:?}"),
+        }
+    }
+
+    pub(crate) async fn unsubscribe(&mut self, filter: &str) {
+        let mut unsubscribe = Unsubscribe::new(filter);
+        unsubscribe.pkid = 9;
+        let mut bytes = BytesMut::new();
+        unsubscribe.write(&mut bytes).unwrap();
+        self.send(&bytes).await;
+        match self.next().await {
+            Some(Packet::UnsubAck(ack)) => assert_eq!(ack.pkid, 9),
+            other => panic!("no UNSUBACK but {other:?}"),
+        }
+    }
+
+    pub(crate) async fn acknowledge(&mut self, packet_id: u16) {
+        let mut bytes = BytesMut::new();
+        PubAck::new(packet_id).write(&mut bytes).unwrap();
+        self.send(&bytes).await;
+    }
+
+    /// A PINGREQ and its answer: whatever the hub had sent before would come first.
+    pub(crate) async fn expect_nothing(&mut self) {
+        self.send(&[0xc0, 0]).await;
+        assert_eq!(self.next().await, Some(Packet::PingResp));
+    }
+
+    /// DISCONNECT, and the end of the socket.
+    pub(crate) async fn disconnect(self) {
+        self.expect_close_after(&[0xe0, 0]).await;
     }
 
     /// Sends bytes and expects the hub to close without another packet.
