@@ -3,7 +3,7 @@
 #   --quick  leaves out what starts whole hierarchies (tests/e2e, tests/lab)
 #
 # Needs a Debian 12 with cargo; everything else it installs (packages through apt when it may, tools
-# and RocksDB into ~/.cache/edgehub, the Python SDK into the checkout) or names. Idempotent.
+# and RocksDB into ~/.cache/edgehub, the SDKs into the checkout) or names. Idempotent.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 cd "$ROOT"
@@ -83,11 +83,11 @@ tests() {
 }
 
 purposes=(build lint)
-[ -n "$quick" ] || purposes+=(clients python)
+[ -n "$quick" ] || purposes+=(clients python node)
 step "system packages" scripts/lib/system.sh "${purposes[@]}"
 step "tools" scripts/lib/tools.sh
 step "RocksDB" scripts/lib/rocksdb.sh
-[ -n "$quick" ] || step "Python SDK" scripts/lib/sdks.sh
+[ -n "$quick" ] || step "SDKs" scripts/lib/sdks.sh
 
 step "format" cargo fmt --all --check
 step "scripts" check_shell

@@ -18,10 +18,11 @@ use tracing::info;
 
 use crate::{
     connectivity::ConnectivityMonitor,
-    dial::Dialer,
+    dial::{Carrier, Dialer},
     judge::Judge,
     lanes::{LaneConfig, LaneCounts},
     mqtt::{MachineConfig, MqttTransport},
+    proxy::Proxy,
     pump::{Pump, PumpParts},
     scope::{HttpClient, HttpScopeApi, ScopeConfig, ScopeKeeper, ScopeRefresh},
     upstream::{UpstreamHandle, upstream},
@@ -35,6 +36,10 @@ pub struct BridgeConfig {
     pub upstream_host: String,
     /// MQTT over TLS at the upstream. `UpstreamMqttPort`, default 8883.
     pub mqtt_port: u16,
+    /// MQTT over WebSocket on the HTTPS port instead (`MqttWs`).
+    pub websocket: bool,
+    /// The proxy of WebSocket and HTTPS connections; MQTT over TCP goes without (upstream.md A11).
+    pub proxy: Option<Proxy>,
     /// HTTPS at the upstream. `UpstreamHttpsPort`, default 443.
     pub https_port: u16,
     /// The device that this hub runs on.
@@ -66,6 +71,8 @@ impl BridgeConfig {
         Self {
             upstream_host: upstream_host.into(),
             mqtt_port: 8883,
+            websocket: false,
+            proxy: None,
             https_port: 443,
             own_device,
             local_address: None,
@@ -163,8 +170,9 @@ impl Bridge {
             tls,
             config.connect_timeout,
         );
+        let tunnelled = dialer.clone().through(config.proxy.clone());
         let http = HttpClient::new(
-            dialer.clone(),
+            tunnelled.clone(),
             config.https_port,
             tasks.clone(),
             cancel.clone(),
@@ -188,9 +196,17 @@ impl Bridge {
             tasks.clone(),
             cancel.clone(),
         ));
+        let (dialer, port, carrier) = if config.websocket {
+            let carrier = Carrier::WebSocket(edgehub_ws::MQTT);
+            (tunnelled, config.https_port, carrier)
+        } else {
+            (dialer, config.mqtt_port, Carrier::Tls)
+        };
+        info!(upstream = %config.upstream_host, port, "bridge starts over MQTT");
         let transport = MqttTransport {
             dialer,
-            port: config.mqtt_port,
+            port,
+            carrier,
             machine: MachineConfig {
                 window: config.window,
                 ..config.mqtt
@@ -226,7 +242,6 @@ impl Bridge {
             counts: counts_sender,
             asked,
         };
-        info!(upstream = %config.upstream_host, port = config.mqtt_port, "bridge starts over MQTT");
         let pump = Pump::new(parts, tasks, cancel);
         tasks.spawn(pump.run(cancel.clone()));
         tasks.spawn(keeper.run(monitor.subscribe(), cancel.clone()));

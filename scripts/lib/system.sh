@@ -2,6 +2,7 @@
 # Makes sure that Debian's packages for the named purposes are there: system.sh PURPOSE...
 #   build      C++ compiler and libclang, for RocksDB and its bindings; checks the Rust compiler too
 #   python     Python with venv, for the Python SDK
+#   node       Node and npm, for the Node SDK
 #   clients    mosquitto_pub and mosquitto_sub, which tests and people drive
 #   lint       shellcheck; done without where it cannot be installed
 #   mosquitto  the broker that scripts/perf.sh measures beside ours; never started as a service
@@ -42,6 +43,10 @@ look() {
         has_libclang || packages+=(libclang-dev)
         ;;
       python) has_venv || packages+=(python3 python3-venv) ;;
+      node)
+        has node || packages+=(nodejs)
+        has npm || packages+=(npm)
+        ;;
       clients) { has mosquitto_pub && has mosquitto_sub; } || packages+=(mosquitto-clients) ;;
       lint) has shellcheck || optional+=(shellcheck) ;;
       mosquitto) has mosquitto || packages+=(mosquitto) ;;

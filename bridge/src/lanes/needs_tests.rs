@@ -133,6 +133,35 @@ fn a_needed_connection_goes_last() {
     });
 }
 
+/// A connection that somebody listens on stays as long as there is a busy one that has had its turn,
+/// although it is the older one.
+#[test]
+fn a_busy_connection_goes_before_one_that_is_needed() {
+    let natures = [
+        Nature::Good,
+        Nature::Good,
+        Nature::Slow,
+        Nature::Slow,
+        Nature::Good,
+    ];
+    let mut world = World::new(small_config(), 1, &natures);
+    for who in [0, 1] {
+        world.need(who, METHODS);
+    }
+    world.run_until(SECOND, "listeners", |world| world.deaf().is_empty());
+    let listening: Vec<SessionId> = world.sessions.keys().copied().collect();
+    for who in [2, 3] {
+        world.append(0, who, 10, None);
+    }
+    world.run_until(SECOND, "senders", |world| world.sessions.len() == 4);
+    // Longer than the lease.
+    world.run_for(Duration::from_secs(3));
+    world.append(0, 4, 10, None);
+    world.run_until_good_are_settled(Duration::from_secs(5));
+    let kept = |session: &SessionId| world.sessions.contains_key(session);
+    assert!(listening.iter().all(kept));
+}
+
 /// A session that waits for an answer from below is renewed only when there is no time left.
 #[test]
 fn a_renewal_waits_for_answers_from_below() {

@@ -38,7 +38,7 @@ pub use machine::{Machine, MachineEvent};
 pub use terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError, Received};
 
 use crate::{
-    dial::Dialer,
+    dial::{Carrier, Dialer},
     lanes::CloseCause,
     transport::{Command, OpenRequest, SessionEvent, Transport},
 };
@@ -48,8 +48,10 @@ use crate::{
 pub struct MqttTransport {
     /// How connections are made.
     pub dialer: Dialer,
-    /// MQTT over TLS at the upstream.
+    /// The port at the upstream.
     pub port: u16,
+    /// What MQTT is spoken on there.
+    pub carrier: Carrier,
     /// Window, packet limit and time-outs of each connection.
     pub machine: MachineConfig,
     /// `DeviceClientType` of the user name.
@@ -68,6 +70,7 @@ pub struct MqttTransport {
 struct Attempt {
     dialer: Dialer,
     port: u16,
+    carrier: Carrier,
     machine: MachineConfig,
     connect: ConnectParams,
     expires_at_ms: u64,
@@ -127,6 +130,7 @@ impl MqttTransport {
         Some(Attempt {
             dialer: self.dialer.clone(),
             port: self.port,
+            carrier: self.carrier,
             machine,
             connect,
             expires_at_ms,
@@ -141,7 +145,7 @@ impl Attempt {
         commands: &mut mpsc::Receiver<Command>,
     ) -> CloseCause {
         let dialed = tokio::select! {
-            dialed = self.dialer.dial(self.port) => dialed,
+            dialed = self.dialer.open(self.port, self.carrier) => dialed,
             // Nothing can be sent before the session is open: this is Close or the end of all.
             _ = commands.recv() => return CloseCause::Requested,
         };

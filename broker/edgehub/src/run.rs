@@ -9,11 +9,15 @@ use edgehub_auth::authenticator::{AudienceHosts, Authenticator};
 use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_auth::tls;
 use edgehub_broker::config::{Settings, StorageSync};
+use edgehub_broker::edge_hub::methods::EdgeHubMethods;
+use edgehub_broker::edge_hub::{ConfigSource, Configured, EdgeHub, EdgeHubParts};
 use edgehub_broker::http::admin::Admin;
 use edgehub_broker::http::limits::{ADMIN_CONNECTIONS_MAX, CONNECTIONS_MAX};
+use edgehub_broker::http::methods_api::MethodsApi;
 use edgehub_broker::http::scope_api::ScopeApi;
+use edgehub_broker::http::websocket::WebSockets;
 use edgehub_broker::http::{self, ListenerContext, Transport};
-use edgehub_broker::hub::{Hub, HubParts};
+use edgehub_broker::hub::{Below, Hub, HubParts, ServiceConfig, ServiceParts, Services};
 use edgehub_broker::mqtt::connection::ConnectionContext;
 use edgehub_broker::mqtt::listener;
 use edgehub_broker::mqtt::machine::Timing;
@@ -69,23 +73,32 @@ async fn serve(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let own_device = settings.own_identity.device_id().to_owned();
-    let (router, bad) = Router::new(&settings.routes, &own_device, settings.time_to_live, store)?;
+    // Routes of the twin come later; until then nothing is routed, and the heads stay shut.
+    let texts: &[(String, String)] = match settings.config_source {
+        ConfigSource::Local => &settings.routes,
+        ConfigSource::Twin => &[],
+    };
+    let (router, bad) = Router::new(texts, &own_device, settings.time_to_live, store)?;
     for route in &bad {
         tracing::error!("{route}");
     }
-    tracing::info!("Set the following {} route(s) in edge hub", router.len());
-    for (name, text) in &settings.routes {
+    if settings.config_source == ConfigSource::Local {
+        tracing::info!("Set the following {} route(s) in edge hub", router.len());
+    }
+    for (name, text) in texts {
         if bad.iter().all(|bad| bad.name != *name) {
             tracing::info!("{name}: {text}");
         }
     }
 
     let scope = ScopeCache::new(&settings.own_identity.device_identity());
+    let below = Arc::new(Below::default());
     let bridge = upstream::start(
         &settings,
         Arc::clone(&clock) as _,
         store,
         &scope,
+        Arc::clone(&below) as _,
         tasks,
         stop,
     )?;
@@ -95,7 +108,7 @@ async fn serve(
         Arc::clone(&scope),
         hosts.clone(),
         Arc::clone(&clock) as _,
-        Some(refresh),
+        Some(Arc::clone(&refresh)),
     );
     let hub = Hub::new(HubParts {
         hub_host: settings.hub_host.clone(),
@@ -107,7 +120,30 @@ async fn serve(
         router,
         store: store.clone(),
         connected_clients_max: settings.connected_clients_max,
+        tasks: tasks.clone(),
+        stop: stop.clone(),
     });
+    let services = hub.start_services(ServiceParts {
+        upstream: bridge.upstream(),
+        own_methods: Arc::new(EdgeHubMethods::new(&own_device, refresh)),
+        config: ServiceConfig {
+            twins: settings.twins,
+            window: settings.delivery_window,
+            own_twin: settings.config_source == ConfigSource::Twin,
+        },
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    })?;
+    below.attach(&hub);
+    let edge_hub = EdgeHub::new(EdgeHubParts {
+        hub: Arc::clone(&hub),
+        twins: Arc::clone(&services.twins),
+        store: store.clone(),
+        source: settings.config_source,
+        version: env!("CARGO_PKG_VERSION"),
+    });
+    let configured = edge_hub.configured();
+    tasks.spawn(edge_hub.run(stop.clone()));
 
     let (ready, readiness) =
         watch::channel(Readiness::starting("the device scope is not known yet"));
@@ -127,8 +163,12 @@ async fn serve(
         stop.clone(),
     ));
 
+    let usable = async {
+        scope_known(&scope).await;
+        configuration_known(configured, &ready).await;
+    };
     tokio::select! {
-        () = scope_known(&scope) => open_heads(&settings, &hub, tasks, stop)?,
+        () = usable => open_heads(&settings, &hub, services, tasks, stop)?,
         () = stop.cancelled() => {}
     }
     if !stop.is_cancelled() {
@@ -151,9 +191,29 @@ async fn scope_known(scope: &ScopeCache) {
     }
 }
 
+/// Waits until routes are in force, fetched or from an earlier run, and says meanwhile why not.
+async fn configuration_known(
+    mut configured: watch::Receiver<Configured>,
+    ready: &watch::Sender<Readiness>,
+) {
+    loop {
+        match &*configured.borrow_and_update() {
+            Configured::Done => return,
+            Configured::Waiting(reason) => {
+                tracing::info!("The heads wait: {reason}");
+                ready.send_replace(Readiness::starting(reason.clone()));
+            }
+        }
+        if configured.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 fn open_heads(
     settings: &Settings,
     hub: &Arc<Hub>,
+    services: &Services,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -178,16 +238,16 @@ fn open_heads(
         settings.tls_versions,
     )?;
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
-    if settings.mqtt_enabled {
-        let context = ConnectionContext {
-            hub: Arc::clone(hub),
-            timing: Timing {
-                connect_max: settings.connect_arrival_max,
-                keep_alive_max: settings.keep_alive_max,
-            },
-            acks: AckCounters::new(),
-            stop: stop.clone(),
-        };
+    let mqtt = settings.mqtt_enabled.then(|| ConnectionContext {
+        hub: Arc::clone(hub),
+        timing: Timing {
+            connect_max: settings.connect_arrival_max,
+            keep_alive_max: settings.keep_alive_max,
+        },
+        acks: AckCounters::new(),
+        stop: stop.clone(),
+    });
+    if let Some(context) = mqtt.clone() {
         let socket = bind(settings, settings.ports.mqtt)?;
         tasks.spawn(listener::listen(
             socket,
@@ -199,7 +259,20 @@ fn open_heads(
     if settings.https_enabled {
         let socket = bind(settings, settings.ports.https)?;
         let scope = Arc::clone(hub.scope());
-        let router = ScopeApi::new(scope, Arc::clone(hub.authenticator())).router();
+        let authenticator = hub.authenticator();
+        let own_device = settings.own_identity.device_id();
+        let methods = MethodsApi::new(
+            own_device,
+            Arc::clone(&scope),
+            Arc::clone(authenticator),
+            Arc::clone(&services.methods),
+        );
+        let scope = ScopeApi::new(scope, Arc::clone(authenticator));
+        let sockets = WebSockets {
+            mqtt,
+            tasks: tasks.clone(),
+        };
+        let router = sockets.before(scope.router().merge(methods.router()));
         let context = http_context(Transport::Tls(acceptor), CONNECTIONS_MAX, stop, tasks);
         tasks.spawn(http::listen(socket, router, context));
     }

@@ -6,12 +6,13 @@ use anyhow::Context;
 use edgehub_auth::sas_signer::TokenSource;
 use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_auth::tls;
+use edgehub_bridge::proxy::Proxy;
 use edgehub_bridge::{Bridge, BridgeConfig, BridgeDeps};
-use edgehub_broker::config::Settings;
+use edgehub_broker::config::{Settings, UpstreamProtocol};
 use edgehub_broker::routing::{DEFAULT_PRIORITY, UPSTREAM_ENDPOINT};
 use edgehub_proto::clock::Clock;
-use edgehub_proto::hub::{CloudToDevice, Downstream, MethodCall};
-use edgehub_proto::identity::{EDGE_HUB_MODULE, Identity};
+use edgehub_proto::hub::Downstream;
+use edgehub_proto::identity::EDGE_HUB_MODULE;
 use edgehub_storage::{QueueId, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,7 @@ pub(crate) fn start(
     clock: Arc<dyn Clock>,
     store: &Store,
     scope: &Arc<ScopeCache>,
+    downstream: Arc<dyn Downstream>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> anyhow::Result<Bridge> {
@@ -59,6 +61,14 @@ pub(crate) fn start(
     config.mqtt_port = upstream.mqtt_port;
     config.https_port = upstream.https_port;
     config.local_address = settings.outgoing_address();
+    config.operation_timeout = upstream.operation_max;
+    let proxy = Proxy::parse(&upstream.proxy.https_proxy, &upstream.proxy.no_proxy);
+    config.proxy = proxy.unwrap_or_else(|error| {
+        // A wrong optional setting does not end the process (design.md I9).
+        tracing::error!("{error}: going on without a proxy");
+        None
+    });
+    config.websocket = upstream.protocol == UpstreamProtocol::MqttWs;
     config.track_device_state = settings.track_device_state;
     config.lanes.idle_close = settings.upstream_idle.unwrap_or(NEVER);
     config.scope.period = settings.scope_refresh_period;
@@ -70,28 +80,18 @@ pub(crate) fn start(
         tokens: Arc::new(tokens),
         tls: tls::client_config(&bundle)?,
         clock,
-        downstream: Arc::new(Unheard),
+        downstream,
     };
     let via = if upstream.nested {
         "the parent"
     } else {
         "IoT Hub"
     };
-    tracing::info!("Upstream is {via} at {}, over MQTT", upstream.host);
+    let how = if config.websocket {
+        "MQTT over WebSocket"
+    } else {
+        "MQTT"
+    };
+    tracing::info!("Upstream is {via} at {}, over {how}", upstream.host);
     Ok(Bridge::start(config, deps, tasks, stop)?)
-}
-
-/// Stands where the broker's services will: nothing is needed yet, so nothing arrives. What is
-/// dropped here is not answered, or delivered again.
-#[derive(Debug)]
-struct Unheard;
-
-impl Downstream for Unheard {
-    fn desired(&self, _: &Identity, _: bytes::Bytes) {}
-
-    fn method(&self, _: &Identity, _: MethodCall) {}
-
-    fn cloud_to_device(&self, _: &Identity, _: CloudToDevice) {}
-
-    fn established(&self, _: &Identity) {}
 }

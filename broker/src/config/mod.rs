@@ -16,6 +16,10 @@ use std::time::Duration;
 use edgehub_auth::tls::TlsVersions;
 use edgehub_proto::identity::Identity;
 
+use crate::delivery::limits::{WINDOW_DEFAULT, WINDOW_MAX};
+use crate::edge_hub::ConfigSource;
+use crate::twin::TwinConfig;
+
 /// Longest period that a setting may name, seconds: a year. Sums of times cannot overflow then.
 const PERIOD_SECS_MAX: u64 = 86_400 * 365;
 
@@ -33,6 +37,8 @@ pub enum StorageSync {
 pub enum UpstreamProtocol {
     /// MQTT over TLS.
     Mqtt,
+    /// MQTT over WebSocket, on the HTTPS port.
+    MqttWs,
     /// Named by its setting, not there yet.
     Unsupported(&'static str),
 }
@@ -65,6 +71,34 @@ pub struct UpstreamSettings {
     pub amqp_port: u16,
     /// `UpstreamHttpsPort`, 443.
     pub https_port: u16,
+    /// `https_proxy` as given, which may hold a password, and `no_proxy`; for WebSocket protocols
+    /// and HTTPS.
+    pub proxy: ProxySettings,
+    /// `CloudOperationTimeoutSecs`, 20.
+    pub operation_max: Duration,
+}
+
+/// What the environment says about proxies.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ProxySettings {
+    /// `https_proxy`.
+    pub https_proxy: String,
+    /// `no_proxy`.
+    pub no_proxy: String,
+}
+
+impl std::fmt::Debug for ProxySettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let set = if self.https_proxy.is_empty() {
+            "unset"
+        } else {
+            "***"
+        };
+        f.debug_struct("ProxySettings")
+            .field("https_proxy", &set)
+            .field("no_proxy", &self.no_proxy)
+            .finish()
+    }
 }
 
 /// The files of the development form (spec/auth-hierarchy-http.md 11.1).
@@ -115,6 +149,13 @@ pub struct Settings {
     pub store_path: PathBuf,
     /// `StorageSync`.
     pub storage_sync: StorageSync,
+    /// `ConfigSource`, `twin`: where the routes come from.
+    pub config_source: ConfigSource,
+    /// Twins: `EncryptTwinStore`, `MinTwinSyncPeriodSecs`, `ReportedPropertiesSyncFrequencySecs`.
+    pub twins: TwinConfig,
+    /// `MaxUnacknowledgedDeliveries`, 16: deliveries that a client may have unsettled
+    /// (design.md D17); 1 is as the reference.
+    pub delivery_window: usize,
     /// Name and text of each route of `routes__*`; the default route when there is none.
     pub routes: Vec<(String, String)>,
     /// Global time to live of stored messages; none = for ever.
@@ -147,7 +188,7 @@ pub enum SettingsError {
     ConnectionString(#[from] ConnectionStringError),
     /// A protocol that this build does not have, or none that there is.
     #[error(
-        "UpstreamProtocol is {0}; this build speaks only Mqtt upstream: set UpstreamProtocol=Mqtt"
+        "UpstreamProtocol is {0}; this build speaks Mqtt and MqttWs upstream: set UpstreamProtocol to one of them"
     )]
     Protocol(&'static str),
 }
@@ -225,6 +266,17 @@ impl Settings {
                 "StorageSync",
                 [("os", StorageSync::Os), ("disk", StorageSync::Disk)],
             ),
+            config_source: env.choice(
+                "ConfigSource",
+                [("twin", ConfigSource::Twin), ("local", ConfigSource::Local)],
+            ),
+            twins: twins(&mut env),
+            delivery_window: usize::try_from(env.bounded(
+                "MaxUnacknowledgedDeliveries",
+                WINDOW_DEFAULT as u64,
+                1..=WINDOW_MAX as u64,
+            ))
+            .unwrap_or(WINDOW_DEFAULT),
             routes,
             time_to_live: u64::try_from(ttl).ok().map(Duration::from_secs),
             cleanup_interval: Duration::from_secs(
@@ -275,14 +327,34 @@ fn upstream(env: &mut Environment, hub_host: &str) -> Result<UpstreamSettings, S
         mqtt_port: env.port("UpstreamMqttPort", 8883),
         amqp_port: env.port("UpstreamAmqpPort", 5671),
         https_port: env.port("UpstreamHttpsPort", 443),
+        proxy: ProxySettings {
+            https_proxy: env.text("https_proxy").unwrap_or_default().to_owned(),
+            no_proxy: env.text("no_proxy").unwrap_or_default().to_owned(),
+        },
+        operation_max: Duration::from_secs(env.bounded("CloudOperationTimeoutSecs", 20, 1..=600)),
     })
+}
+
+fn twins(env: &mut Environment) -> TwinConfig {
+    let default = TwinConfig::default();
+    let mut seconds = |name, default: Duration| {
+        Duration::from_secs(env.bounded(name, default.as_secs(), 0..=PERIOD_SECS_MAX))
+    };
+    TwinConfig {
+        sync_period: seconds("MinTwinSyncPeriodSecs", default.sync_period),
+        report_period: seconds("ReportedPropertiesSyncFrequencySecs", default.report_period),
+        sealed: env.flag("EncryptTwinStore", default.sealed),
+    }
 }
 
 /// The protocol of a name, in any case, or of its number in the reference.
 fn protocol(text: &str) -> UpstreamProtocol {
-    const OTHERS: [(&str, &str); 3] = [("0", "Amqp"), ("1", "AmqpWs"), ("3", "MqttWs")];
+    const OTHERS: [(&str, &str); 2] = [("0", "Amqp"), ("1", "AmqpWs")];
     if text == "2" || text.eq_ignore_ascii_case("Mqtt") {
         return UpstreamProtocol::Mqtt;
+    }
+    if text == "3" || text.eq_ignore_ascii_case("MqttWs") {
+        return UpstreamProtocol::MqttWs;
     }
     let other = OTHERS
         .iter()

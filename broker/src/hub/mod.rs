@@ -16,9 +16,7 @@ pub use outlet::{
     Outlet, Settlement, ToClient, TwinResponse,
 };
 pub use registry::{Registration, Registry, RegistryFull};
-pub use services::{
-    Below, NEEDS_GRACE, ServiceConfig, ServiceParts, Services, TWIN_REQUESTS_MAX,
-};
+pub use services::{Below, NEEDS_GRACE, ServiceConfig, ServiceParts, Services, TWIN_REQUESTS_MAX};
 
 use std::fmt::Display;
 use std::sync::{Arc, OnceLock};

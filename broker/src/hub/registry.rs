@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use edgehub_auth::authenticator::Claim;
 use edgehub_proto::identity::Identity;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::services::TWIN_REQUESTS_MAX;
 use super::outlet::{Features, OUTBOX_EVENTS_MAX, OfferError, Outlet, ToClient};
+use super::services::TWIN_REQUESTS_MAX;
 use crate::telemetry::metrics;
 
 /// The live connections of a hub.

@@ -32,7 +32,12 @@ async fn closed_in(
 ) -> Vec<String> {
     let mut connected = Vec::new();
     for identity in identities {
-        connected.push(test.hub.connect(claim(identity)).await.unwrap());
+        connected.push(
+            test.hub
+                .connect(claim(identity), ConnectOptions::default())
+                .await
+                .unwrap(),
+        );
     }
     let stop = CancellationToken::new();
     let watcher = Arc::clone(&test.hub).watch_scope(stop.clone());
@@ -149,7 +154,11 @@ async fn absence_means_nothing_until_the_scope_is_initialised() {
 #[tokio::test]
 async fn a_claim_that_fails_takes_no_place_and_closes_nobody() {
     let test = TestHub::new();
-    let first = test.hub.connect(claim("leaf0")).await.unwrap();
+    let first = test
+        .hub
+        .connect(claim("leaf0"), ConnectOptions::default())
+        .await
+        .unwrap();
     let wrong = |key: String, expiry_s| Claim {
         credential: Credential::Sas(token_with("leaf0", &key, expiry_s)),
         ..claim("leaf0")
@@ -163,7 +172,11 @@ async fn a_claim_that_fails_takes_no_place_and_closes_nobody() {
         assert!(matches!(refused, ConnectError::Refused(error) if error.is_definite()));
     }
     assert!(!first.registration.closed().is_cancelled());
-    let second = test.hub.connect(claim("leaf0")).await.unwrap();
+    let second = test
+        .hub
+        .connect(claim("leaf0"), ConnectOptions::default())
+        .await
+        .unwrap();
     assert!(first.registration.closed().is_cancelled());
     assert!(!second.registration.closed().is_cancelled());
 }
@@ -173,12 +186,24 @@ async fn the_client_limit_refuses_for_now() {
     let test = TestHub::new();
     let mut connected = Vec::new();
     for identity in ["leaf0", "leaf1", "leaf1/modB", "leaf10"] {
-        connected.push(test.hub.connect(claim(identity)).await.unwrap());
+        connected.push(
+            test.hub
+                .connect(claim(identity), ConnectOptions::default())
+                .await
+                .unwrap(),
+        );
     }
-    let full = test.hub.connect(claim("edge1/modA")).await.unwrap_err();
+    let full = test
+        .hub
+        .connect(claim("edge1/modA"), ConnectOptions::default())
+        .await
+        .unwrap_err();
     assert!(matches!(full, ConnectError::Full(RegistryFull(4))));
     connected.pop();
-    test.hub.connect(claim("edge1/modA")).await.unwrap();
+    test.hub
+        .connect(claim("edge1/modA"), ConnectOptions::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -188,7 +213,10 @@ async fn strangers_do_not_add_series() {
     let _guard = ::metrics::set_default_local_recorder(&recorder);
     let test = TestHub::new();
     for stranger in ["nobody", "nobody2", "edge1/nobody"] {
-        test.hub.connect(claim(stranger)).await.unwrap_err();
+        test.hub
+            .connect(claim(stranger), ConnectOptions::default())
+            .await
+            .unwrap_err();
     }
     let wrong = Claim {
         credential: Credential::None,

@@ -21,6 +21,8 @@ use crate::sessions::Actor;
 pub(crate) enum Transport {
     Https,
     Mqtt,
+    /// MQTT in a WebSocket: began as HTTPS.
+    MqttWs,
 }
 
 /// Set once a connection may not write to the ledger any more.
@@ -168,6 +170,13 @@ impl Connection {
         Actor {
             connection: self.id,
             fence: &self.fence,
+        }
+    }
+
+    /// What was HTTPS is MQTT in a WebSocket from now on.
+    pub(crate) fn upgraded(&self) {
+        if let Some(entry) = self.table.lock().open.get_mut(&self.id) {
+            entry.info.transport = Transport::MqttWs;
         }
     }
 

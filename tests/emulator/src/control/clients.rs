@@ -38,6 +38,7 @@ impl ConnectionJson {
             transport: match info.transport {
                 Transport::Https => "https",
                 Transport::Mqtt => "mqtt",
+                Transport::MqttWs => "mqtt_ws",
             },
             client_id: claim.map(|claim| claim.identity.to_string()),
             auth_chain: claim

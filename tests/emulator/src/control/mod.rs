@@ -15,7 +15,7 @@
 //!
 //! Connections, of both ports; `client_id` is null before CONNECT and for HTTPS, `subscriptions`
 //! are those of the session:
-//! - `GET /connections`: `[{"id":7,"transport":"mqtt"|"https","client_id":"leaf1"|null,
+//! - `GET /connections`: `[{"id":7,"transport":"mqtt"|"mqtt_ws"|"https","client_id":"leaf1"|null,
 //!   "auth_chain":"leaf1;L3;L4"|null,"peer":"127.0.0.1:50000","connected_since_utc":"…",
 //!   "subscriptions":[{"filter":"$iothub/twin/res/#","qos":0}]}]`.
 //! - `DELETE /connections`: kills all; `{"killed":n}` once their sockets are closed.

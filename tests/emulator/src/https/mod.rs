@@ -1,4 +1,5 @@
-//! The HTTPS side: registry, twins, methods, and the two scope calls (spec/upstream.md A9, B7).
+//! The HTTPS side: registry, twins, methods, and the two scope calls (spec/upstream.md A9, B7);
+//! and MQTT in a WebSocket.
 
 mod configuration_api;
 mod error;
@@ -7,6 +8,7 @@ mod registry_api;
 mod request;
 mod scope_api;
 mod twin_api;
+mod websocket;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use crate::limits::CONNECT_TIMEOUT;
 use crate::port::Gated;
 use error::ApiError;
 use request::Call;
+use websocket::UpgradeSlot;
 
 /// An answer of 200 with JSON, or of 204 without.
 enum Answer {
@@ -62,10 +65,15 @@ pub(crate) async fn serve(
         else {
             return;
         };
-        let service = service_fn(|request| answer(&hub, request));
+        let slot = UpgradeSlot::default();
+        let service = service_fn(|request| answer(&hub, &slot, request));
         let _ = http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
             .await;
+        if let Some(upgrade) = slot.take() {
+            websocket::serve(&hub, upgrade, &connection).await;
+        }
     };
     tokio::select! {
         () = served => {}
@@ -75,8 +83,12 @@ pub(crate) async fn serve(
 
 async fn answer(
     hub: &Hub,
-    request: Request<Incoming>,
+    slot: &UpgradeSlot,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.uri().path() == edgehub_ws::PATH {
+        return Ok(websocket::upgrade(&mut request, slot));
+    }
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let request_id = request.headers().get("request-id").cloned();

@@ -17,7 +17,7 @@ mod session;
 mod topic;
 mod user_name;
 
-pub(crate) use server::serve;
+pub(crate) use server::{serve, serve_over};
 
 use crate::c2d::C2dError;
 use crate::sessions::SessionError;

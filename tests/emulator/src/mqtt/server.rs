@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use mqttbytes::v4::{ConnAck, ConnectReturnCode, LastWill};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
 
 use super::CloseReason;
@@ -26,23 +25,35 @@ use crate::counters::Counter;
 use crate::hub::{Hub, idle_limit};
 use crate::ledger::LedgerError;
 use crate::limits::{CONNECT_TIMEOUT, LINGER, READ_BATCH_BYTES};
-use crate::port::Gated;
+use crate::port::{Gated, PortGate};
 
-type Stream = TlsStream<Gated<TcpStream>>;
-type Reader = ReadHalf<Stream>;
-type Writer = WriteHalf<Stream>;
+/// What carries MQTT: TLS, or a WebSocket in it.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-/// Serves a socket until it ends. Never fails: the reason goes to the log.
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Serves a socket of the MQTT port until it ends. Never fails: the reason goes to the log.
 pub(crate) async fn serve(
     hub: Arc<Hub>,
     tls: TlsAcceptor,
     socket: Gated<TcpStream>,
     connection: Connection,
 ) {
+    serve_over(&hub, &hub.mqtt_port, tls.accept(socket), &connection).await;
+}
+
+/// Serves MQTT on a stream that is still being opened, of the port that `gate` switches. Never
+/// fails: the reason goes to the log.
+pub(crate) async fn serve_over<S: Stream>(
+    hub: &Hub,
+    gate: &PortGate,
+    stream: impl Future<Output = io::Result<S>>,
+    connection: &Connection,
+) {
     let mut input = BytesMut::with_capacity(READ_BATCH_BYTES);
-    let opening = open(&hub, tls, socket, &mut input);
+    let opening = open(hub, stream, &mut input);
     let opened = tokio::select! {
-        opened = hub.mqtt_port.limit(CONNECT_TIMEOUT, opening) => opened,
+        opened = gate.limit(CONNECT_TIMEOUT, opening) => opened,
         () = connection.closing() => return,
     };
     let opened = opened.unwrap_or(Err(CloseReason::Silence));
@@ -86,7 +97,7 @@ pub(crate) async fn serve(
         );
         return;
     }
-    let opened = match OpenSession::open(&hub, &claim.identity, &connection, clean) {
+    let opened = match OpenSession::open(hub, &claim.identity, connection, clean) {
         Ok(opened) => opened,
         Err(reason) => {
             info!(connection = connection.id(), client, %reason, "closed");
@@ -100,10 +111,11 @@ pub(crate) async fn serve(
     );
 
     let life = Life {
-        hub: &hub,
+        hub,
+        gate,
         session: &session,
         opened: &opened,
-        connection: &connection,
+        connection,
         idle: idle_limit(keep_alive),
     };
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -114,7 +126,7 @@ pub(crate) async fn serve(
     drop(opened);
     let mut stream = reader.unsplit(writer);
     if let Some(will) = will.filter(|_| !matches!(reason, CloseReason::Disconnect)) {
-        store_will(&hub, &session, &will);
+        store_will(hub, &session, &will);
     }
     info!(connection = connection.id(), client, %reason, "closed");
     if !matches!(
@@ -126,23 +138,22 @@ pub(crate) async fn serve(
 }
 
 /// An accepted CONNECT.
-struct Opened {
-    stream: Stream,
+struct Opened<S> {
+    stream: S,
     admitted: Admitted,
     keep_alive: u16,
     clean: bool,
     will: Option<LastWill>,
 }
 
-/// TLS handshake, CONNECT, and the refusal if there is one. The CONNACK of success is left to the
+/// Whatever comes before MQTT, CONNECT, and the refusal if there is one. The CONNACK of success is left to the
 /// caller's first turn, because an older connection has to be fenced before it.
-async fn open(
+async fn open<S: Stream>(
     hub: &Hub,
-    tls: TlsAcceptor,
-    socket: Gated<TcpStream>,
+    stream: impl Future<Output = io::Result<S>>,
     input: &mut BytesMut,
-) -> Result<Opened, CloseReason> {
-    let mut stream = tls.accept(socket).await?;
+) -> Result<Opened<S>, CloseReason> {
+    let mut stream = stream.await?;
     let connect = loop {
         match codec::first_packet(input) {
             Ok(Some(connect)) => break connect,
@@ -187,7 +198,7 @@ fn store_will(hub: &Hub, session: &Session, will: &LastWill) {
     }
 }
 
-async fn refuse(stream: &mut Stream, code: ConnectReturnCode) {
+async fn refuse(stream: &mut impl Stream, code: ConnectReturnCode) {
     let mut reply = BytesMut::new();
     if ConnAck::new(code, false).write(&mut reply).is_ok() && stream.write_all(&reply).await.is_ok()
     {
@@ -197,7 +208,7 @@ async fn refuse(stream: &mut Stream, code: ConnectReturnCode) {
 
 /// Ends a connection so that the client still gets what was sent: closing a socket with unread
 /// input would reset it and take our last packet along.
-async fn close(stream: &mut Stream) {
+async fn close(stream: &mut impl Stream) {
     let ending = async {
         stream.shutdown().await?;
         let mut rest = [0; 1024];
@@ -210,6 +221,7 @@ async fn close(stream: &mut Stream) {
 /// A connection between CONNACK and its end.
 struct Life<'a> {
     hub: &'a Hub,
+    gate: &'a PortGate,
     session: &'a Session,
     opened: &'a OpenSession<'a>,
     connection: &'a Connection,
@@ -217,10 +229,10 @@ struct Life<'a> {
 }
 
 impl Life<'_> {
-    async fn run(
+    async fn run<S: Stream>(
         &self,
-        reader: &mut Reader,
-        writer: &mut Writer,
+        reader: &mut ReadHalf<S>,
+        writer: &mut WriteHalf<S>,
         input: BytesMut,
         expires_at_ms: u64,
     ) -> CloseReason {
@@ -231,18 +243,17 @@ impl Life<'_> {
                 () = self.opened.overflowed() => CloseReason::Overflow,
             }
         };
-        let gate = &self.hub.mqtt_port;
         tokio::select! {
             // A black hole also swallows our FIN: it is sent when the port is healed.
-            reason = async { let reason = ended.await; gate.flowing().await; reason } => reason,
+            reason = async { let reason = ended.await; self.gate.flowing().await; reason } => reason,
             () = self.connection.closing() => CloseReason::Closed,
         }
     }
 
-    async fn turns(
+    async fn turns<S: Stream>(
         &self,
-        reader: &mut Reader,
-        writer: &mut Writer,
+        reader: &mut ReadHalf<S>,
+        writer: &mut WriteHalf<S>,
         mut input: BytesMut,
     ) -> CloseReason {
         let mut turn = Turn::default();
@@ -264,13 +275,13 @@ impl Life<'_> {
 
     /// Waits for input; meanwhile sends what the hub has for the client. Only input counts
     /// against the keep-alive.
-    async fn wait(
+    async fn wait<S: Stream>(
         &self,
-        reader: &mut Reader,
-        writer: &mut Writer,
+        reader: &mut ReadHalf<S>,
+        writer: &mut WriteHalf<S>,
         input: &mut BytesMut,
     ) -> Result<(), CloseReason> {
-        let filling = self.hub.mqtt_port.limit(self.idle, fill(reader, input));
+        let filling = self.gate.limit(self.idle, fill(reader, input));
         let mut filling = std::pin::pin!(filling);
         loop {
             tokio::select! {
@@ -288,15 +299,15 @@ impl Life<'_> {
     }
 
     /// Handles what `input` has, in one or more steps: stores, then answers.
-    async fn turn(
+    async fn turn<S: Stream>(
         &self,
-        writer: &mut Writer,
+        writer: &mut WriteHalf<S>,
         input: &mut BytesMut,
         turn: &mut Turn,
     ) -> Result<(), CloseReason> {
         loop {
             // Bytes that were read before the port became a black hole wait like the others.
-            self.hub.mqtt_port.flowing().await;
+            self.gate.flowing().await;
             let handled = self.step(input, turn)?;
             self.send(writer, &turn.replies).await?;
             turn.replies.clear();
@@ -331,15 +342,15 @@ impl Life<'_> {
     }
 
     /// Sends what the hub has for the client.
-    async fn deliver(&self, writer: &mut Writer) -> Result<(), CloseReason> {
+    async fn deliver<S: Stream>(&self, writer: &mut WriteHalf<S>) -> Result<(), CloseReason> {
         // A message counts as delivered when it is taken: not while nothing can leave.
-        self.hub.mqtt_port.flowing().await;
+        self.gate.flowing().await;
         let outgoing = self.opened.take()?;
         self.send(writer, &outgoing.bytes).await?;
         self.opened.written(&outgoing)
     }
 
-    async fn send(&self, writer: &mut Writer, bytes: &[u8]) -> Result<(), CloseReason> {
+    async fn send<S: Stream>(&self, writer: &mut WriteHalf<S>, bytes: &[u8]) -> Result<(), CloseReason> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -347,7 +358,7 @@ impl Life<'_> {
             writer.write_all(bytes).await?;
             writer.flush().await
         };
-        let sent = self.hub.mqtt_port.limit(self.idle, sending).await;
+        let sent = self.gate.limit(self.idle, sending).await;
         Ok(sent.ok_or(CloseReason::KeepAlive)??)
     }
 }
@@ -356,7 +367,7 @@ impl Life<'_> {
 ///
 /// # Cancel safety
 /// What was read is in `input`.
-async fn fill(reader: &mut Reader, input: &mut BytesMut) -> Result<(), CloseReason> {
+async fn fill(reader: &mut ReadHalf<impl Stream>, input: &mut BytesMut) -> Result<(), CloseReason> {
     if reader.read_buf(input).await? == 0 {
         return Err(CloseReason::End);
     }
