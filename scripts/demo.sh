@@ -25,7 +25,7 @@ done
 
 step "system packages" scripts/lib/system.sh build python clients
 step "RocksDB" scripts/lib/rocksdb.sh
-step "Python SDK" scripts/lib/sdks.sh
+step "Python SDK" scripts/lib/sdks.sh python
 build() { build_programs edgehub-lab --release; }
 step "release build" build
 # Again, which takes no time, because a step cannot leave anything in this shell.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Azure SDKs that the end-to-end tests drive, into folders that git ignores.
+# Installs the Azure SDKs that the end-to-end tests drive, into folders that git ignores:
+# sdks.sh [python] [node], both when none is named.
 #
 # The Python packages are pinned in tests/e2e/sdk/python/requirements.txt, those of Node in
 # tests/e2e/sdk/node/package-lock.json. A stamp beside each holds the hash of what it was made from,
@@ -43,5 +44,11 @@ node_sdk() {
 mkdir -p "$EDGEHUB_CACHE"
 exec 9> "$EDGEHUB_CACHE/sdks.lock"
 flock -n 9 || { say "SDKs: another run installs them, waiting"; flock 9; }
-python_sdk
-node_sdk
+[ $# -gt 0 ] || set -- python node
+for sdk in "$@"; do
+  case "$sdk" in
+    python) python_sdk ;;
+    node) node_sdk ;;
+    *) die "unknown SDK: $sdk" ;;
+  esac
+done

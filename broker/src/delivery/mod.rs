@@ -156,8 +156,8 @@ impl Deliveries {
         modules.retain(|_, module| !module.is_idle());
     }
 
-    /// A client connected. With a clean session nothing counts as sent before. Nothing is sent until
-    /// the client is subscribed.
+    /// A client connected. With a clean session nothing counts as sent before. Nothing is sent
+    /// until the client is subscribed.
     pub fn connected(&self, client: &Identity, clean_session: bool) {
         if !self.is_own_module(client) {
             return;

@@ -1,31 +1,20 @@
 //! Whole connections over a byte stream in memory, with a real hub and a real store: sessions,
-//! wills, twin topics, events of the hub (spec/mqtt.md 2.6, 2.7, 5, 6, 9.1).
+//! wills, twin topics, a stuck disk (spec/mqtt.md 2.6, 2.7, 5, 6, 9.1).
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use edgehub_auth::scope_cache::ScopeChange;
-use edgehub_proto::message::Message;
 #[cfg(feature = "faults")]
 use edgehub_storage::Column;
 use mqttbytes::v4::{ConnectReturnCode, Packet, SubscribeReasonCode};
-use tokio::io::duplex;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::client::Accepted;
-use super::connection::{ConnectionContext, ConnectionEnd};
-use super::limits::WRITE_MAX;
-use super::machine::{CloseReason, Event, Machine};
-use super::subscriber::Subscriber;
-use super::test_head::{Client, Head, TWIN, connect, telemetry};
+use super::connection::ConnectionEnd;
+use super::machine::CloseReason;
+use super::test_head::{Head, TWIN, connect, telemetry};
 #[cfg(feature = "faults")]
 use super::test_packets::PINGREQ;
-use super::test_packets::{TIMING, ack, publish_with, publish1, subscribe, unsubscribe};
-use super::transport::Transport;
-use crate::hub::{ConnectOptions, Delivery, DeliveryToken, OUTBOX_EVENTS_MAX, ToClient};
-use crate::session::{Session, StoredSubscription};
-use crate::telemetry::metrics::AckCounters;
+use super::test_packets::{ack, publish_with, publish1, subscribe, unsubscribe};
 use crate::test_support::{id, leaf};
 
 // Sessions
@@ -266,139 +255,6 @@ async fn acknowledgements_of_nothing_are_ignored() {
         .await;
     client.ping().await;
     client.disconnect().await;
-}
-
-// Events of the hub
-
-/// A module that is subscribed to its inputs, with an outbox that the test fills. `buffer` is what
-/// its stream holds.
-async fn with_outbox(head: &Head, buffer: usize) -> (Client, mpsc::Sender<ToClient>) {
-    let (near, far) = duplex(buffer);
-    let hub = Arc::clone(&head.hub.hub);
-    let (outbox, events) = mpsc::channel(OUTBOX_EVENTS_MAX);
-    let stop = head.stop.clone();
-    let task = tokio::spawn(async move {
-        let claim = crate::test_support::claim("edge1/modA");
-        let connected = hub.connect(claim, ConnectOptions::default()).await.unwrap();
-        let session = Session {
-            subscriptions: vec![StoredSubscription {
-                filter: "devices/edge1/modules/modA/#".to_owned(),
-                qos: 1,
-            }],
-        };
-        let accepted = Accepted {
-            subscriber: Subscriber::new(id("edge1/modA"), None, Some(&session)),
-            principal: connected.principal,
-            registration: connected.registration,
-            outbox: events,
-            will: None,
-        };
-        let now = hub.clock().instant();
-        let mut machine = Machine::new(TIMING, now);
-        machine.receive(&connect("edge1/modA", false, None), now);
-        assert!(matches!(machine.poll(), Some(Event::Connect(_))));
-        machine.accept(true, now);
-        let context = ConnectionContext {
-            hub,
-            timing: TIMING,
-            acks: AckCounters::new(),
-            stop,
-        };
-        let client =
-            super::client::Client::new(Transport::new(far, now), machine, accepted, &context);
-        client.run().await
-    });
-    let mut client = Client {
-        stream: near,
-        input: BytesMut::new(),
-        task,
-    };
-    assert!(client.accepted().await);
-    (client, outbox)
-}
-
-fn input(number: u64, bytes: usize) -> ToClient {
-    ToClient::Inputs(vec![Delivery {
-        token: DeliveryToken { stream: 0, number },
-        input: "in1".into(),
-        redelivered: false,
-        sender: id("leaf0"),
-        message: Arc::new(Message {
-            body: vec![1; bytes].into(),
-            ..Message::default()
-        }),
-    }])
-}
-
-/// Lets every other task of this thread go as far as it can.
-async fn settle() {
-    for _ in 0..1_000 {
-        tokio::task::yield_now().await;
-    }
-}
-
-#[tokio::test]
-async fn a_client_that_reads_slowly_is_sent_no_more_than_it_takes_and_loses_nothing() {
-    let head = Head::new();
-    let (mut client, outbox) = with_outbox(&head, 4_096).await;
-    for number in 0..60 {
-        outbox.try_send(input(number, 100_000)).unwrap();
-    }
-    settle().await;
-    let left = outbox.max_capacity() - outbox.capacity();
-    assert!(
-        left >= 60 - 7,
-        "{left} of 60 events wait where they came from"
-    );
-    for number in 0..60u16 {
-        let Some(Packet::Publish(publish)) = client.next().await else {
-            panic!("{number} is missing")
-        };
-        assert_eq!((publish.pkid, publish.payload.len()), (number + 1, 100_000));
-        client.send(&ack(0x40, publish.pkid)).await;
-    }
-    client.ping().await;
-    client.disconnect().await;
-}
-
-#[tokio::test]
-async fn while_a_client_takes_its_time_to_read_its_packets_are_worked_off() {
-    let head = Head::new();
-    let (mut client, outbox) = with_outbox(&head, 4_096).await;
-    outbox.try_send(input(0, 200_000)).unwrap();
-    settle().await;
-    // Most of the delivery is not read; a message goes its way all the same.
-    let own = telemetry("edge1/modA");
-    client.send(&publish1(&own, 1, b"x")).await;
-    settle().await;
-    assert_eq!(head.stored().await.len(), 1);
-    assert!(matches!(client.next().await, Some(Packet::Publish(_))));
-    assert!(matches!(client.next().await, Some(Packet::PubAck(ack)) if ack.pkid == 1));
-    client.disconnect().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_read_at_all_is_closed() {
-    let head = Head::new();
-    let (client, outbox) = with_outbox(&head, 4_096).await;
-    outbox.try_send(input(0, 200_000)).unwrap();
-    settle().await;
-    assert!(!client.task.is_finished());
-    head.hub.clock.advance(WRITE_MAX);
-    assert!(matches!(
-        client.task.await.unwrap(),
-        ConnectionEnd::NotReading
-    ));
-}
-
-#[tokio::test]
-async fn a_connection_whose_place_was_given_away_ends() {
-    let head = Head::new();
-    let (mut client, outbox) = with_outbox(&head, 4_096).await;
-    client.ping().await;
-    drop(outbox);
-    assert_eq!(client.next().await, None);
-    assert!(matches!(client.ends().await, ConnectionEnd::Revoked));
 }
 
 // A stuck disk: acceptance 5 of the MQTT issue

@@ -25,6 +25,8 @@ mod transport;
 mod will;
 
 #[cfg(test)]
+mod client_events_tests;
+#[cfg(test)]
 mod client_tests;
 #[cfg(test)]
 mod machine_delivery_tests;
@@ -35,7 +37,13 @@ mod machine_model_tests;
 #[cfg(test)]
 mod machine_tests;
 #[cfg(test)]
+mod machine_malformed_tests;
+#[cfg(test)]
+mod outbox_model_tests;
+#[cfg(test)]
 mod outbox_tests;
+#[cfg(test)]
+mod services_tests;
 #[cfg(test)]
 #[cfg(feature = "faults")]
 mod subscriber_tests;

@@ -1,6 +1,5 @@
 //! Events of the hub on their way into packets (spec/mqtt.md 3.3, 5, 8.3, 8.5, 12.5).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +7,6 @@ use edgehub_proto::identity::Identity;
 use edgehub_proto::message::{Message, Property, SystemProperty};
 use mqttbytes::v4::Publish;
 use ntex_mqtt::QoS;
-use proptest::prelude::*;
 use tokio::sync::mpsc;
 
 use super::filters::Subscriptions;
@@ -28,7 +26,7 @@ fn token(stream: u16, number: u64) -> DeliveryToken {
     DeliveryToken { stream, number }
 }
 
-fn delivery(stream: u16, number: u64, input: &str) -> Delivery {
+pub(super) fn delivery(stream: u16, number: u64, input: &str) -> Delivery {
     Delivery {
         token: token(stream, number),
         input: input.into(),
@@ -49,15 +47,15 @@ fn with_message(message: Message) -> Delivery {
 }
 
 /// A client, the hub's end of its outbox, and what it is subscribed to.
-struct Client {
-    peer: Peer,
-    hub: mpsc::Sender<ToClient>,
-    outbox: Outbox,
-    subscriptions: Subscriptions,
+pub(super) struct Client {
+    pub(super) peer: Peer,
+    pub(super) hub: mpsc::Sender<ToClient>,
+    pub(super) outbox: Outbox,
+    pub(super) subscriptions: Subscriptions,
 }
 
 impl Client {
-    fn new(identity: &str, filters: &[(&str, QoS)]) -> Self {
+    pub(super) fn new(identity: &str, filters: &[(&str, QoS)]) -> Self {
         let (hub, events) = mpsc::channel(OUTBOX_EVENTS_MAX);
         let mut subscriptions = Subscriptions::default();
         for (filter, qos) in filters {
@@ -71,37 +69,37 @@ impl Client {
         }
     }
 
-    fn module(filter: &str, qos: QoS) -> Self {
+    pub(super) fn module(filter: &str, qos: QoS) -> Self {
         Self::new("d/m", &[(filter, qos)])
     }
 
-    fn all_inputs() -> Self {
+    pub(super) fn all_inputs() -> Self {
         Self::module("devices/d/modules/m/#", QoS::AtLeastOnce)
     }
 
-    fn offer(&mut self, event: ToClient) {
+    pub(super) fn offer(&mut self, event: ToClient) {
         self.hub.try_send(event).unwrap();
         self.pump();
     }
 
-    fn pump(&mut self) {
+    pub(super) fn pump(&mut self) {
         self.outbox
             .pump(&mut self.peer.machine, &self.subscriptions);
     }
 
     /// The client reads everything.
-    fn reads(&mut self) -> Vec<Publish> {
+    pub(super) fn reads(&mut self) -> Vec<Publish> {
         self.outbox.output_taken();
         let read = self.peer.delivered();
         self.outbox.output_written();
         read
     }
 
-    fn topics(&mut self) -> Vec<String> {
+    pub(super) fn topics(&mut self) -> Vec<String> {
         self.reads().into_iter().map(|p| p.topic).collect()
     }
 
-    fn acknowledges(&mut self, packet_id: u16) {
+    pub(super) fn acknowledges(&mut self, packet_id: u16) {
         for event in self.peer.feed(&ack(0x40, packet_id)) {
             let Event::Acknowledged(token) = event else {
                 panic!("{event:?}")
@@ -452,67 +450,4 @@ async fn a_place_that_was_given_away_is_noticed() {
     outbox.settle_refused();
     client.pump();
     assert_eq!(client.outbox.next().await, Err(Replaced));
-}
-
-proptest! {
-    /// A service offers each stream in order, the client reads and acknowledges when it likes:
-    /// every delivery is sent once, in the order of its stream, with ids that are unique among
-    /// what is on its way, and settled once.
-    #[test]
-    fn every_delivery_is_sent_once_in_the_order_of_its_stream(
-        steps in proptest::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..200),
-    ) {
-        let mut client = Client::all_inputs();
-        let mut offered: HashMap<u16, u64> = HashMap::new();
-        let mut sent: HashMap<u16, u64> = HashMap::new();
-        let mut on_their_way: Vec<u16> = Vec::new();
-        let (mut offers, mut settled) = (0, 0);
-        let drain = std::iter::repeat_n((5, None), 400).chain(std::iter::repeat_n((4, None), 1));
-        let steps = steps.into_iter().map(|(what, index)| (what, Some(index)));
-        for (what, index) in steps.chain(drain) {
-            match (what, index) {
-                (0..=3, Some(index)) if offers < OUTBOX_EVENTS_MAX => {
-                    let stream = u16::from(what) * 5;
-                    let next = offered.entry(stream).or_default();
-                    // Steps of half an id range: every third has the id of the first.
-                    let batch: Vec<_> = (0..=index.index(3) as u64)
-                        .map(|more| delivery(stream, (*next + more) * 2_048, "in1"))
-                        .collect();
-                    *next += batch.len() as u64;
-                    offers += 1;
-                    client.offer(ToClient::Inputs(batch));
-                }
-                (0..=4, _) => {
-                    for publish in client.reads() {
-                        prop_assert!(!on_their_way.contains(&publish.pkid));
-                        on_their_way.push(publish.pkid);
-                        let stream = (publish.pkid - 1) / 4_096;
-                        let expected = sent.entry(stream).or_default();
-                        let number: u64 = std::str::from_utf8(&publish.payload).unwrap().parse().unwrap();
-                        prop_assert_eq!(number, *expected * 2_048);
-                        *expected += 1;
-                    }
-                    client.pump();
-                }
-                _ => {
-                    client.pump();
-                    if on_their_way.is_empty() {
-                        for publish in client.reads() {
-                            on_their_way.push(publish.pkid);
-                            *sent.entry((publish.pkid - 1) / 4_096).or_default() += 1;
-                        }
-                    }
-                    if !on_their_way.is_empty() {
-                        let at = index.map_or(0, |index| index.index(on_their_way.len()));
-                        client.acknowledges(on_their_way.swap_remove(at));
-                        settled += client.outbox.take_settled().len() as u64;
-                    }
-                }
-            }
-        }
-        let total: u64 = offered.values().sum();
-        prop_assert_eq!(sent.values().sum::<u64>(), total);
-        prop_assert_eq!(settled, total);
-        prop_assert_eq!(client.peer.machine.outstanding(), 0);
-    }
 }

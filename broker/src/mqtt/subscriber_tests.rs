@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::limits::{SESSION_ANSWERS_MAX, SESSION_FILTERS_MAX, SESSION_WRITE_MAX};
 use super::subscriber::Subscriber;
 use super::test_packets::Peer;
-use crate::session::SessionStore;
+use crate::session::{Session, SessionStore, StoredSubscription};
 
 struct Stuck {
     store: Store,
@@ -142,4 +142,20 @@ async fn filters_beyond_the_limit_of_a_session_are_refused_one_by_one() {
     assert_eq!(granted.count(), SESSION_FILTERS_MAX);
     assert_eq!(ack.return_codes[SESSION_FILTERS_MAX..], [refused, refused]);
     stuck.close().await;
+}
+
+#[tokio::test]
+async fn of_a_stored_session_only_what_may_be_granted_comes_back() {
+    let stored = |filter: &str| StoredSubscription {
+        filter: filter.to_owned(),
+        qos: 1,
+    };
+    let session = Session {
+        subscriptions: vec![stored(&input(1)), stored("devices/other/#")],
+    };
+    let identity = Identity::parse("d/m").unwrap();
+    let subscriber = Subscriber::new(identity, None, Some(&session));
+    let filters: Vec<_> = subscriber.subscriptions().filters().collect();
+    assert_eq!(filters, [input(1)]);
+    assert!(subscriber.features().inputs);
 }

@@ -162,8 +162,9 @@ mod with_faults {
             let state = session(&[(&format!("filter {round}"), 1)]);
             savings.push(sessions.save(&id("d1"), state.clone()));
             assert_eq!(sessions.load(&id("d1")).await.unwrap(), Some(state));
+            // The first of them is on its way when the second comes.
+            tokio::task::yield_now().await;
         }
-        tokio::task::yield_now().await;
         assert!(is_pending(savings[0].done()), "nothing is committed");
         assert_eq!(sessions.unsaved(), 1);
         // The connection that made the changes is gone; they go their way.

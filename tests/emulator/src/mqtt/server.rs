@@ -146,7 +146,8 @@ struct Opened<S> {
     will: Option<LastWill>,
 }
 
-/// Whatever comes before MQTT, CONNECT, and the refusal if there is one. The CONNACK of success is left to the
+/// Whatever comes before MQTT, CONNECT, and the refusal if there is one. The CONNACK of success is
+/// left to the
 /// caller's first turn, because an older connection has to be fenced before it.
 async fn open<S: Stream>(
     hub: &Hub,
@@ -350,7 +351,11 @@ impl Life<'_> {
         self.opened.written(&outgoing)
     }
 
-    async fn send<S: Stream>(&self, writer: &mut WriteHalf<S>, bytes: &[u8]) -> Result<(), CloseReason> {
+    async fn send<S: Stream>(
+        &self,
+        writer: &mut WriteHalf<S>,
+        bytes: &[u8],
+    ) -> Result<(), CloseReason> {
         if bytes.is_empty() {
             return Ok(());
         }

@@ -32,3 +32,4 @@ mod strict_iothub;
 mod strict_publish;
 mod twin_device;
 mod twin_rest;
+mod websocket;

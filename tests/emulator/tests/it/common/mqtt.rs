@@ -9,11 +9,10 @@ use mqttbytes::v4::{
 };
 use mqttbytes::{Error, QoS};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::token::Token;
 use super::{Bed, Files, HOST, PATIENCE};
@@ -79,9 +78,14 @@ impl Hello {
     }
 }
 
+/// TLS, or a WebSocket in it.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// A connected socket.
 pub(crate) struct Client {
-    stream: TlsStream<TcpStream>,
+    stream: Box<dyn Stream>,
     input: BytesMut,
     /// What the CONNACK said.
     pub(crate) session_present: bool,
@@ -97,8 +101,13 @@ impl Client {
             .await
             .unwrap()
             .unwrap();
+        Self::over(stream)
+    }
+
+    /// What carries MQTT is there already.
+    pub(crate) fn over(stream: impl Stream + 'static) -> Self {
         Self {
-            stream,
+            stream: Box::new(stream),
             input: BytesMut::new(),
             session_present: false,
         }
@@ -114,12 +123,16 @@ impl Client {
         address: SocketAddr,
         hello: &Hello,
     ) -> (Self, ConnectReturnCode) {
-        let mut client = Self::open(files, address).await;
-        client.send(&hello.packet()).await;
-        match client.next().await {
+        Self::open(files, address).await.hello(hello).await
+    }
+
+    /// CONNECT; whatever the answer is.
+    pub(crate) async fn hello(mut self, hello: &Hello) -> (Self, ConnectReturnCode) {
+        self.send(&hello.packet()).await;
+        match self.next().await {
             Some(Packet::ConnAck(ack)) => {
-                client.session_present = ack.session_present;
-                (client, ack.code)
+                self.session_present = ack.session_present;
+                (self, ack.code)
             }
             other => panic!("no CONNACK but {other:?}"),
         }
@@ -212,6 +225,13 @@ impl Client {
     pub(crate) async fn expect_nothing(&mut self) {
         self.send(&[0xc0, 0]).await;
         assert_eq!(self.next().await, Some(Packet::PingResp));
+    }
+
+    /// Whether nothing is there to be read.
+    pub(crate) fn is_silent(&mut self) -> bool {
+        let mut reading = std::pin::pin!(self.stream.read_buf(&mut self.input));
+        let mut task = std::task::Context::from_waker(std::task::Waker::noop());
+        reading.as_mut().poll(&mut task).is_pending()
     }
 
     /// DISCONNECT, and the end of the socket.
