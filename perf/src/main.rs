@@ -7,6 +7,7 @@
 
 #![allow(
     clippy::disallowed_methods,
+    clippy::print_stderr,
     clippy::print_stdout,
     reason = "a measuring program reads the real clock and prints its table"
 )]
@@ -20,6 +21,7 @@ mod mqtt;
 mod report;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -84,7 +86,18 @@ impl IngestOptions {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match measure().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not by returning it: with RUST_BACKTRACE set that would bury the text.
+            eprintln!("edgehub-perf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure() -> Result<()> {
     let scenario = async {
         match Arguments::parse().scenario {
             Scenario::MqttIngest(options) => ingest::run(&options).await,
