@@ -11,7 +11,7 @@ use super::test_world::{Manner, World, bodies, within};
 use super::*;
 use crate::counters::tests::Counters;
 use crate::lanes::Link;
-use crate::test_support::{eventually, id};
+use crate::test_support::{UNIX_MS, eventually, id};
 
 #[tokio::test(start_paused = true)]
 async fn everything_arrives_in_order_and_is_settled_also_after_a_restart() {

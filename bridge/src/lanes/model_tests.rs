@@ -65,6 +65,8 @@ pub(super) struct World {
     pub(super) opens: Vec<u64>,
     pub(super) refreshes: Vec<Identity>,
     pub(super) max_message: usize,
+    /// How long the credential of a new session is good.
+    pub(super) credential_ms: Option<u64>,
     pub(super) asks: Asks,
 }
 
@@ -129,6 +131,7 @@ impl World {
             opens: Vec::new(),
             refreshes: Vec::new(),
             max_message: 0,
+            credential_ms: Some(60_000),
             asks: Asks::default(),
         }
     }
@@ -327,7 +330,8 @@ impl World {
             self.end(id, &CloseCause::Refused("no".into()));
         } else {
             self.sessions.get_mut(&id).unwrap().opened = true;
-            self.scheduler.opened(id, Some(now.unix_ms + 60_000), now);
+            let expires_at_ms = self.credential_ms.map(|life| now.unix_ms + life);
+            self.scheduler.opened(id, expires_at_ms, now);
         }
     }
 

@@ -323,6 +323,11 @@ impl<H: SettleHandle> Clients<H> {
             entry.settle(CloudToDeviceOutcome::Completed);
         } else {
             self.tally.undeliverable += 1;
+            tracing::warn!(
+                "Rejected a cloud-to-device message of {} bytes for {from}: it is too large for \
+                 the device's protocol",
+                entry.bytes
+            );
             entry.settle(CloudToDeviceOutcome::Rejected);
         }
     }

@@ -93,8 +93,6 @@ fn any_upstream_protocol_but_mqtt_is_refused_with_its_name() {
     for (value, name) in [
         ("Amqp", "UpstreamProtocol is Amqp;"),
         ("amqpws", "UpstreamProtocol is AmqpWs;"),
-        ("MqttWs", "UpstreamProtocol is MqttWs;"),
-        ("3", "UpstreamProtocol is MqttWs;"),
         ("", "UpstreamProtocol is unset (Amqp);"),
         (
             "Kafka",
@@ -105,13 +103,21 @@ fn any_upstream_protocol_but_mqtt_is_refused_with_its_name() {
             .unwrap_err()
             .to_string();
         assert!(
-            error.starts_with(name) && error.contains("set UpstreamProtocol=Mqtt"),
+            error.starts_with(name) && error.contains("speaks Mqtt and MqttWs"),
             "{error}"
         );
         assert_eq!(error.lines().count(), 1);
     }
-    for value in ["Mqtt", "MQTT", " mqtt ", "2"] {
-        assert!(load(&[("UpstreamProtocol", value)]).is_ok(), "{value}");
+    for (value, protocol) in [
+        ("Mqtt", UpstreamProtocol::Mqtt),
+        ("MQTT", UpstreamProtocol::Mqtt),
+        (" mqtt ", UpstreamProtocol::Mqtt),
+        ("2", UpstreamProtocol::Mqtt),
+        ("MqttWs", UpstreamProtocol::MqttWs),
+        ("3", UpstreamProtocol::MqttWs),
+    ] {
+        let loaded = load(&[("UpstreamProtocol", value)]).unwrap();
+        assert_eq!(loaded.settings.upstream.protocol, protocol, "{value}");
     }
 }
 
@@ -174,4 +180,28 @@ fn the_metrics_port_has_an_order_of_precedence() {
         ("HttpSettings__metrics_port", "9800"),
     ];
     assert_eq!(load(&both).unwrap().settings.ports.metrics, 9800);
+}
+
+#[test]
+fn the_twin_is_where_routes_come_from_unless_it_is_said() {
+    let source = |value| {
+        let loaded = load(&[("configSource", value)]).unwrap();
+        loaded.settings.config_source
+    };
+    assert_eq!(source(""), ConfigSource::Twin);
+    assert_eq!(source("Twin"), ConfigSource::Twin);
+    assert_eq!(source("LOCAL"), ConfigSource::Local);
+}
+
+#[test]
+fn a_proxy_does_not_show_its_password() {
+    let loaded = load(&[
+        ("HTTPS_PROXY", "http://user:secret@proxy:3128"),
+        ("no_proxy", "parent.local"),
+    ])
+    .unwrap();
+    let proxy = &loaded.settings.upstream.proxy;
+    assert_eq!(proxy.https_proxy, "http://user:secret@proxy:3128");
+    assert_eq!(proxy.no_proxy, "parent.local");
+    assert!(!format!("{:?}", loaded.settings).contains("secret"));
 }

@@ -24,7 +24,7 @@ use super::mailbox::{Mail, Mailbox};
 use super::slots::SlotTable;
 use super::stream::{Source, Stream};
 use crate::hub::{DeliveryToken, OfferError, Outlet, Settlement};
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, DropReason};
 
 const READ_LIMIT: ReadLimit = ReadLimit {
     entries: READ_ENTRIES,
@@ -335,6 +335,8 @@ impl Pump {
 struct Counters {
     module: Identity,
     sent: Vec<(Ended, Counter)>,
+    /// Messages that could not be sent to the module, which the log tells of.
+    undeliverable: u64,
 }
 
 impl Counters {
@@ -342,10 +344,14 @@ impl Counters {
         Self {
             module,
             sent: Vec::new(),
+            undeliverable: 0,
         }
     }
 
     fn count(&mut self, ended: &Ended) {
+        if ended.dropped == Some(DropReason::Undeliverable) {
+            self.explain(ended);
+        }
         let is_same = |known: &Ended| {
             known.dropped == ended.dropped
                 && known.priority == ended.priority
@@ -372,5 +378,21 @@ impl Counters {
             self.sent.clear();
         }
         self.sent.push((ended.clone(), counter));
+    }
+
+    /// Says why messages are dropped; less and less often, or a sender could fill the log.
+    fn explain(&mut self, ended: &Ended) {
+        let before = self.undeliverable;
+        self.undeliverable += ended.count;
+        if before.checked_ilog2() != self.undeliverable.checked_ilog2() {
+            tracing::warn!(
+                "Dropped a message of {} for input {} of {}: it is too large for the module's \
+                 protocol ({} so far)",
+                ended.sender,
+                ended.input,
+                self.module,
+                self.undeliverable
+            );
+        }
     }
 }

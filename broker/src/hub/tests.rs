@@ -168,7 +168,11 @@ async fn a_claim_that_fails_takes_no_place_and_closes_nobody() {
         wrong(key("leaf1", 0), NOW_S + 60),
         wrong(key("leaf0", 0), long_ago),
     ] {
-        let refused = test.hub.connect(claim).await.unwrap_err();
+        let refused = test
+            .hub
+            .connect(claim, ConnectOptions::default())
+            .await
+            .unwrap_err();
         assert!(matches!(refused, ConnectError::Refused(error) if error.is_definite()));
     }
     assert!(!first.registration.closed().is_cancelled());
@@ -222,7 +226,10 @@ async fn strangers_do_not_add_series() {
         credential: Credential::None,
         ..claim("leaf0")
     };
-    test.hub.connect(wrong).await.unwrap_err();
+    test.hub
+        .connect(wrong, ConnectOptions::default())
+        .await
+        .unwrap_err();
     let text = handle.render();
     let of = |id: &str| {
         text.lines()

@@ -10,10 +10,6 @@ use super::test_packets::*;
 
 const TOPIC: &str = "devices/d1/messages/events/";
 
-fn malformed(text: &'static str) -> CloseReason {
-    CloseReason::Malformed(text)
-}
-
 fn connack(peer: &mut Peer) -> ConnectReturnCode {
     match &peer.answers()[..] {
         [Packet::ConnAck(ack)] => ack.code,

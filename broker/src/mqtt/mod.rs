@@ -33,11 +33,11 @@ mod machine_delivery_tests;
 #[cfg(test)]
 mod machine_limit_tests;
 #[cfg(test)]
+mod machine_malformed_tests;
+#[cfg(test)]
 mod machine_model_tests;
 #[cfg(test)]
 mod machine_tests;
-#[cfg(test)]
-mod machine_malformed_tests;
 #[cfg(test)]
 mod outbox_model_tests;
 #[cfg(test)]

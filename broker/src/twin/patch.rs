@@ -317,6 +317,13 @@ mod tests {
     }
 
     #[test]
+    fn an_object_over_a_scalar_is_no_merge_with_what_was_before_it() {
+        let sum = sum(&[json(r#"{"a":5}"#), json(r#"{"a":{"y":1,"z":null}}"#)]);
+        let upstream = json(r#"{"a":{"x":1,"z":1}}"#);
+        assert_eq!(sent_to(upstream, &sum), json(r#"{"a":{"y":1}}"#));
+    }
+
+    #[test]
     fn what_can_be_said_in_one_patch_is() {
         let sum = sum(&[
             json(r#"{"a":{"x":1,"y":2},"b":null}"#),

@@ -35,7 +35,11 @@ async fn a_report_made_offline_outlives_a_restart_and_reaches_the_upstream() {
     let world = world.restart().await;
     let reply = twin(&world.twins.get(&leaf()).await);
     assert_eq!(reply["reported"]["a"], 2);
-    // The client is not connected, and no session of it: the hub itself remembers.
+    eventually("nothing can be done", || world.is_at_rest()).await;
+    // The client is not connected, and no session of it comes: the hub itself remembers, also
+    // that of one about whom it heard nothing since it began.
+    let world = world.restart().await;
+    assert!(world.is_at_rest());
     world.upstream.set_online(true);
     let expected = json(r#"{"$version":5,"a":2}"#);
     eventually("it arrived", || {

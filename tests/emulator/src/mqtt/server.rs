@@ -147,8 +147,7 @@ struct Opened<S> {
 }
 
 /// Whatever comes before MQTT, CONNECT, and the refusal if there is one. The CONNACK of success is
-/// left to the
-/// caller's first turn, because an older connection has to be fenced before it.
+/// left to the caller's first turn, because an older connection has to be fenced before it.
 async fn open<S: Stream>(
     hub: &Hub,
     stream: impl Future<Output = io::Result<S>>,
