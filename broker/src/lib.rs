@@ -15,6 +15,7 @@
 #[cfg(all(feature = "faults", not(debug_assertions)))]
 compile_error!("the feature `faults` is for tests: a release build must not have it");
 
+mod admission;
 pub mod c2d;
 pub mod config;
 pub mod delivery;

@@ -240,6 +240,8 @@ impl Run {
         };
         let in_time = timeout(PATIENCE, wait).await;
         assert!(in_time.is_ok(), "{} are left", queue.length());
+        // Counters follow a moment later, before the commit is reported.
+        self.store.flush().await.unwrap();
     }
 
     /// Stops as a hub stops.

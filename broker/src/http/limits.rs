@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-/// Connections to the HTTPS head at once. A child hub needs one; further connections wait in the
-/// accept queue until others end, which [`HEADER_READ_MAX`] and [`CONNECTION_MAX`] see to.
+/// Connections to the HTTPS head at once. A child hub needs one. At most half of them are of one
+/// address; as many again wait until others end, which [`HEADER_READ_MAX`] and [`CONNECTION_MAX`]
+/// see to. A WebSocket does not count once it is one.
 pub const CONNECTIONS_MAX: usize = 512;
 
 /// Connections to the metrics port at once: a few scrapers.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
-
-/// TLS handshakes under way at once.
-pub const HANDSHAKES_MAX: usize = 128;
 
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);

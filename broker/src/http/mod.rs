@@ -17,7 +17,6 @@ mod tests;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -29,17 +28,18 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use limits::{
-    CONNECTION_MAX, FINISH_MAX, HANDSHAKE_MAX, HANDSHAKES_MAX, HEADER_BYTES_MAX, HEADER_READ_MAX,
+    CONNECTION_MAX, FINISH_MAX, HANDSHAKE_MAX, HEADER_BYTES_MAX, HEADER_READ_MAX,
 };
 use patience::Patience;
+
+use crate::admission::{Admission, Bounds};
 
 /// What carries a listener's connections.
 #[derive(Clone)]
@@ -64,7 +64,8 @@ impl std::fmt::Debug for Transport {
 pub struct ListenerContext {
     /// What carries the connections.
     pub transport: Transport,
-    /// Connections at once.
+    /// Connections at once, at most half of them of one address. As many again wait; further ones
+    /// are closed.
     pub connections_max: usize,
     /// Fires when the hub stops: requests under way get [`limits::FINISH_MAX`].
     pub stop: CancellationToken,
@@ -77,14 +78,14 @@ pub struct ListenerContext {
 /// A failure to accept (too many open files) is waited out: it must not end the listener.
 pub async fn listen(listener: TcpListener, router: Router, context: ListenerContext) {
     let router = guarded(router);
-    let connections = Arc::new(Semaphore::new(context.connections_max));
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let per_address = context.connections_max.div_ceil(2);
+    let admission = Admission::new(Bounds {
+        served_max: context.connections_max,
+        served_per_address_max: per_address,
+        waiting_max: context.connections_max,
+        waiting_per_address_max: per_address,
+    });
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&connections).acquire_owned() => permit,
-            () = context.stop.cancelled() => return,
-        };
-        let Ok(permit) = permit else { return };
         let (socket, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
@@ -96,18 +97,26 @@ pub async fn listen(listener: TcpListener, router: Router, context: ListenerCont
             },
             () = context.stop.cancelled() => return,
         };
+        let Some(arrival) = admission.arrive(peer.ip()) else {
+            tracing::debug!("Closed a connection from {peer}: too many of them wait");
+            continue;
+        };
         let router = router.clone();
         let stop = context.stop.clone();
         let transport = context.transport.clone();
-        let handshakes = Arc::clone(&handshakes);
         context.tasks.spawn(async move {
-            let _permit = permit;
+            let stranger = tokio::select! {
+                stranger = timeout(CONNECTION_MAX, arrival.admitted()) => stranger,
+                () = stop.cancelled() => return,
+            };
+            let Ok(stranger) = stranger else { return };
             // Answers are small and must not wait for acknowledgements of earlier ones.
             let _ = socket.set_nodelay(true);
             match transport {
                 Transport::Plain => serve(socket, router, stop).await,
                 Transport::Tls(acceptor) => {
-                    let accepted = timeout(HANDSHAKE_MAX, handshake(socket, acceptor, &handshakes));
+                    let patience = stranger.patience(HANDSHAKE_MAX);
+                    let accepted = timeout(patience, acceptor.accept(socket));
                     let accepted = tokio::select! {
                         accepted = accepted => accepted,
                         () = stop.cancelled() => return,
@@ -121,16 +130,6 @@ pub async fn listen(listener: TcpListener, router: Router, context: ListenerCont
             }
         });
     }
-}
-
-async fn handshake(
-    socket: TcpStream,
-    acceptor: TlsAcceptor,
-    handshakes: &Semaphore,
-) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
-    // Closed only with the process.
-    let _permit = handshakes.acquire().await.map_err(io::Error::other)?;
-    acceptor.accept(socket).await
 }
 
 /// Serves one connection until it ends, `stop` fires or it is too old.

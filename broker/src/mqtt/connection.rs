@@ -23,6 +23,7 @@ use super::machine::{CloseReason, ConnectRequest, Event, Machine, Timing};
 use super::subscriber::Subscriber;
 use super::transport::Transport;
 use super::will;
+use crate::admission::Stranger;
 use crate::hub::{ConnectError, ConnectOptions, Hub};
 use crate::telemetry::metrics::{self, AckCounters};
 
@@ -44,14 +45,32 @@ pub struct ConnectionContext {
 /// # Cancel safety
 /// Dropping it closes the connection; nothing unacknowledged counts as stored for the client, and
 /// its will is not published.
-pub async fn serve<S>(mut stream: S, context: ConnectionContext) -> ConnectionEnd
+pub async fn serve<S>(stream: S, context: ConnectionContext) -> ConnectionEnd
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    serve_stranger(stream, context, None).await
+}
+
+/// As [`serve`]; gives the stranger's place back when CONNECT is decided.
+pub(super) async fn serve_stranger<S>(
+    mut stream: S,
+    context: ConnectionContext,
+    stranger: Option<Stranger>,
+) -> ConnectionEnd
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
     let now = context.hub.clock().instant();
-    let mut machine = Machine::new(context.timing, now);
+    let mut timing = context.timing;
+    if let Some(stranger) = &stranger {
+        timing.connect_max = stranger.patience(timing.connect_max);
+    }
+    let mut machine = Machine::new(timing, now);
     let mut transport = Transport::new(&mut stream, now);
-    let end = match handshake(&mut transport, &mut machine, &context).await {
+    let shaken = handshake(&mut transport, &mut machine, &context).await;
+    drop(stranger);
+    let end = match shaken {
         Ok(accepted) => {
             let identity = accepted.principal.identity().clone();
             let clean_session = accepted.registration.clean_session();

@@ -33,8 +33,18 @@ pub const WRITE_MAX: Duration = Duration::from_secs(30);
 /// that were read, the end of TLS.
 pub const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
-/// TLS handshakes under way at once; further connections wait in the accept queue.
-pub const HANDSHAKES_MAX: usize = 256;
+/// Connections that may be without an accepted CONNECT at once. Each costs some 15 KiB, most of it
+/// TLS's.
+pub const STRANGERS_MAX: usize = 2_048;
+
+/// Those of one address (of IPv6: of one /64), so that a flood keeps nobody else out.
+pub const STRANGERS_PER_ADDRESS_MAX: usize = 512;
+
+/// Connections that wait for such a place. Further ones are closed.
+pub const STRANGERS_WAITING_MAX: usize = 8_192;
+
+/// Those of one address: a thousand clients that come back at once after an outage, and more.
+pub const STRANGERS_WAITING_PER_ADDRESS_MAX: usize = 4_096;
 
 /// Filters of one SUBSCRIBE or UNSUBSCRIBE.
 pub const FILTERS_MAX: usize = 50;

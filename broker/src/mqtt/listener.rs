@@ -2,17 +2,26 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{ConnectionContext, serve};
-use super::limits::{HANDSHAKE_MAX, HANDSHAKES_MAX};
+use super::connection::{ConnectionContext, serve_stranger};
+use super::limits::{
+    HANDSHAKE_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX, STRANGERS_WAITING_MAX,
+    STRANGERS_WAITING_PER_ADDRESS_MAX,
+};
+use crate::admission::{Admission, Bounds, Stranger};
+
+const BOUNDS: Bounds = Bounds {
+    served_max: STRANGERS_MAX,
+    served_per_address_max: STRANGERS_PER_ADDRESS_MAX,
+    waiting_max: STRANGERS_WAITING_MAX,
+    waiting_per_address_max: STRANGERS_WAITING_PER_ADDRESS_MAX,
+};
 
 /// Accepts connections until the context's token fires.
 ///
@@ -23,13 +32,8 @@ pub async fn listen(
     context: ConnectionContext,
     tasks: TaskTracker,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let admission = Admission::new(BOUNDS);
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&handshakes).acquire_owned() => permit,
-            () = context.stop.cancelled() => return,
-        };
-        let Ok(permit) = permit else { return };
         let (socket, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
@@ -41,23 +45,46 @@ pub async fn listen(
             },
             () = context.stop.cancelled() => return,
         };
+        let Some(arrival) = admission.arrive(peer.ip()) else {
+            tracing::debug!("Closed a connection from {peer}: too many of them wait");
+            continue;
+        };
         let tls = tls.clone();
         let context = context.clone();
         tasks.spawn(async move {
-            // Acknowledgements are small and must not wait for one another.
-            let _ = socket.set_nodelay(true);
-            let accepted = tokio::select! {
-                accepted = timeout(HANDSHAKE_MAX, tls.accept(socket)) => accepted,
+            let stranger = tokio::select! {
+                stranger = timeout(context.timing.connect_max, arrival.admitted()) => stranger,
                 () = context.stop.cancelled() => return,
             };
-            let stream = match accepted {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return handshake_failed(peer, &error),
-                Err(_) => return handshake_failed(peer, &io::ErrorKind::TimedOut.into()),
-            };
-            drop(permit);
-            serve(stream, context).await;
+            if let Ok(stranger) = stranger {
+                // Boxed, so that one that waits costs little.
+                Box::pin(welcome(socket, peer, stranger, &tls, context)).await;
+            }
         });
+    }
+}
+
+/// TLS, then MQTT.
+async fn welcome(
+    socket: TcpStream,
+    peer: SocketAddr,
+    stranger: Stranger,
+    tls: &TlsAcceptor,
+    context: ConnectionContext,
+) {
+    // Acknowledgements are small and must not wait for one another.
+    let _ = socket.set_nodelay(true);
+    let patience = stranger.patience(HANDSHAKE_MAX);
+    let accepted = tokio::select! {
+        accepted = timeout(patience, tls.accept(socket)) => accepted,
+        () = context.stop.cancelled() => return,
+    };
+    match accepted {
+        Ok(Ok(stream)) => {
+            serve_stranger(stream, context, Some(stranger)).await;
+        }
+        Ok(Err(error)) => handshake_failed(peer, &error),
+        Err(_) => handshake_failed(peer, &io::ErrorKind::TimedOut.into()),
     }
 }
 

@@ -40,13 +40,14 @@ pub(super) fn upgrade(
 ) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     match agree(request.method(), request.headers()) {
-        Ok((accept, protocol)) => {
+        Ok(accept) => {
             *slot.0.lock() = Some(hyper::upgrade::on(request));
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             let headers = response.headers_mut();
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+            let protocol = HeaderValue::from_static(edgehub_ws::MQTT);
             headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
         }
         Err(reason) => {
@@ -67,9 +68,8 @@ pub(super) async fn serve(hub: &Hub, upgrade: OnUpgrade, connection: &Connection
     mqtt::serve_over(hub, &hub.https_port, stream, connection).await;
 }
 
-/// What goes into `Sec-WebSocket-Accept` and `Sec-WebSocket-Protocol` (RFC 6455 section 4.2), or
-/// what is wrong.
-fn agree(method: &Method, headers: &HeaderMap) -> Result<(HeaderValue, HeaderValue), &'static str> {
+/// What goes into `Sec-WebSocket-Accept` (RFC 6455 section 4.2), or what is wrong.
+fn agree(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, &'static str> {
     if method != Method::GET || !names(headers, &UPGRADE, "websocket") {
         return Err("no request for a WebSocket");
     }
@@ -79,25 +79,18 @@ fn agree(method: &Method, headers: &HeaderMap) -> Result<(HeaderValue, HeaderVal
     if !names(headers, &SEC_WEBSOCKET_VERSION, "13") {
         return Err("its version is not 13");
     }
-    // In the client's own spelling: it may insist on that.
-    let protocol = value(headers, &SEC_WEBSOCKET_PROTOCOL, edgehub_ws::MQTT);
-    let protocol = protocol.and_then(|text| HeaderValue::from_str(text).ok());
-    let protocol = protocol.ok_or("it does not ask for MQTT")?;
+    if !names(headers, &SEC_WEBSOCKET_PROTOCOL, edgehub_ws::MQTT) {
+        return Err("it does not ask for MQTT");
+    }
     let key = headers.get(SEC_WEBSOCKET_KEY).ok_or("it has no key")?;
-    let accept = HeaderValue::try_from(edgehub_ws::accept_key(key.as_bytes()));
-    Ok((accept.map_err(|_| "its key is unusable")?, protocol))
+    HeaderValue::try_from(edgehub_ws::accept_key(key.as_bytes())).map_err(|_| "its key is unusable")
 }
 
+/// Whether one of a header's comma-separated values is this one, in any case.
 fn names(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
-    value(headers, name, wanted).is_some()
-}
-
-/// Which one of a header's comma-separated values is this one, in any case.
-fn value<'a>(headers: &'a HeaderMap, name: &HeaderName, wanted: &str) -> Option<&'a str> {
     let lines = headers.get_all(name).into_iter();
     let mut values = lines
         .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .map(str::trim);
-    values.find(|value| value.eq_ignore_ascii_case(wanted))
+        .flat_map(|line| line.split(','));
+    values.any(|value| value.trim().eq_ignore_ascii_case(wanted))
 }
