@@ -258,7 +258,7 @@ mod tests {
             assert_eq!(proxy.covers(host), covered, "{host}");
         }
         assert!(
-            !super::Proxy::parse("http://p", "*")
+            !Proxy::parse("http://p", "*")
                 .unwrap()
                 .unwrap()
                 .covers("h")

@@ -16,6 +16,9 @@ use tokio::time::timeout;
 
 use crate::PATIENCE;
 
+/// Events that a client may be ahead of the test; then it waits.
+const EVENTS_MAX: usize = 65_536;
+
 /// Which SDK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sdk {
@@ -48,7 +51,7 @@ pub struct Agent {
 
 #[derive(Debug)]
 struct Events {
-    arriving: mpsc::UnboundedReceiver<Value>,
+    arriving: mpsc::Receiver<Value>,
     /// Arrived, and nobody has asked for them yet.
     waiting: Vec<Value>,
 }
@@ -110,7 +113,7 @@ impl Agent {
         let stdin = child.stdin.take().expect("a pipe");
         let stdout = child.stdout.take().expect("a pipe");
         let calls = Arc::new(Mutex::new(HashMap::<u64, oneshot::Sender<Value>>::new()));
-        let (events, arriving) = mpsc::unbounded_channel();
+        let (events, arriving) = mpsc::channel(EVENTS_MAX);
         let answered = Arc::clone(&calls);
         let reader = name.clone();
         tokio::spawn(async move {
@@ -124,7 +127,7 @@ impl Agent {
                             let _ = call.send(line);
                         }
                     }
-                    None => drop(events.send(line)),
+                    None => drop(events.send(line).await),
                 }
             }
         });

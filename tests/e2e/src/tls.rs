@@ -8,6 +8,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
@@ -74,9 +75,12 @@ pub fn connector(
         .with_root_certificates(roots);
     let config = match certificate {
         None => builder.with_no_client_auth(),
-        Some(ClientCertificate { chain, key }) => builder
-            .with_client_auth_cert(chain, key)
-            .expect("a certificate with its key"),
+        Some(ClientCertificate { chain, key }) => {
+            // Not through the builder, which refuses certificates that no server takes.
+            let key = ring::sign::any_supported_type(&key).expect("a key");
+            let certified = CertifiedKey::new(chain, key);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
+        }
     };
     TlsConnector::from(Arc::new(config))
 }

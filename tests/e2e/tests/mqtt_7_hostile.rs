@@ -36,14 +36,16 @@ fn builder() -> LabBuilder {
     lab.module("edge1", "m")
 }
 
-/// S1: 1,000 strangers whose first packet claims 256 MB are closed at once; 1,000 whose CONNECT
-/// claims what is allowed and never comes are closed in time. Neither costs memory before bytes
-/// arrive.
+/// S1: 2,000 strangers whose first packet claims 256 MB are closed at once, and cost nothing.
+/// Others whose CONNECT claims what is allowed and never comes cost what TLS does, and are closed in
+/// time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accept_mqtt_7_s01_lengths_that_lie_cost_no_memory() {
     const STRANGERS: usize = 1000;
-    const CONNECT_MAX: Duration = Duration::from_secs(20);
-    let lab = builder().env("edge1", "MqttSettings__ConnectArrivalTimeout", "00:00:20");
+    /// Not so many that the address is crowded, which would shorten their time.
+    const OPEN: usize = 200;
+    const CONNECT_MAX: Duration = Duration::from_secs(6);
+    let lab = builder().env("edge1", "MqttSettings__ConnectArrivalTimeout", "00:00:06");
     let lab = lab.start().await.expect("the lab starts");
     let mut bystander = Bystander::connect(&lab, BYSTANDER).await;
     let door = Door::direct(&lab, "edge1");
@@ -52,39 +54,32 @@ async fn accept_mqtt_7_s01_lengths_that_lie_cost_no_memory() {
     bystander.works().await;
 
     let before = resident(&lab);
-    for bytes in [
-        [0x10, 0xff, 0xff, 0xff, 0x7f],
-        [0x30, 0xff, 0xff, 0xff, 0x7f],
-    ] {
+    for first in [0x10, 0x30] {
+        let bytes = [first, 0xff, 0xff, 0xff, 0x7f];
         strangers(&door, STRANGERS, &bytes, SOON).await;
     }
     assert_grown_at_most(&lab, before, STRANGERS / 100, "lengths over the limit");
 
-    let mut open = JoinSet::new();
-    let at_once = Arc::new(Semaphore::new(64));
-    for _ in 0..STRANGERS {
-        let (door, at_once) = (door.clone(), Arc::clone(&at_once));
-        open.spawn(async move {
-            let _permit = at_once.acquire().await.expect("it is open");
-            let mut client = door.open().await;
-            client.send(&[0x10, 0xff, 0xff, 0x07]).await;
-            client
-        });
-    }
+    let open: JoinSet<MqttClient> = (0..OPEN)
+        .map(|_| {
+            let door = door.clone();
+            async move {
+                let mut client = door.open().await;
+                client.send(&[0x10, 0xff, 0xff, 0x07]).await;
+                client
+            }
+        })
+        .collect();
     let open = open.join_all().await;
     let all_open = Instant::now();
     bystander.works().await;
-    assert_grown_at_most(
-        &lab,
-        before,
-        STRANGERS / 100,
-        "lengths up to the limit, all open",
-    );
+    assert_grown_at_most(&lab, before, 2 * OPEN / 100, "lengths up to the limit");
     let closing: JoinSet<_> = open.into_iter().map(MqttClient::until_close).collect();
     for packets in closing.join_all().await {
         assert_eq!(packets, []);
     }
-    assert!(all_open.elapsed() < CONNECT_MAX + SOON, "closed in time");
+    let closed = all_open.elapsed();
+    assert!(closed < CONNECT_MAX + SOON, "closed after {closed:?}");
     bystander.ends_well(&lab).await;
     lab.shutdown().await.expect("the lab ends");
 }
@@ -250,6 +245,7 @@ async fn accept_mqtt_7_s08_ids_are_compared_whole_and_are_no_patterns() {
         "leaf1;edge1",
         "leaf1\u{1}",
         "leaf%31",
+        "..",
         "LEAF1",
         &too_long,
     ] {
