@@ -257,12 +257,7 @@ mod tests {
         ] {
             assert_eq!(proxy.covers(host), covered, "{host}");
         }
-        assert!(
-            !Proxy::parse("http://p", "*")
-                .unwrap()
-                .unwrap()
-                .covers("h")
-        );
+        assert!(!Proxy::parse("http://p", "*").unwrap().unwrap().covers("h"));
     }
 
     /// What the proxy was asked, and what became of the tunnel.

@@ -151,17 +151,27 @@ async fn a_request_without_an_answer_ends_in_time() {
     running.stop().await;
 }
 
+/// Askers that have gone before their request could be sent: it is not sent, and takes no room.
 #[tokio::test(start_paused = true)]
 async fn an_asker_that_goes_away_costs_nothing() {
     let world = World::new();
+    world.transport.set("leaf0", Manner::Hangs);
     let running = world.run(Vec::new());
-    running.upstream.need(&id("leaf0"), METHODS);
-    eventually("session", || told(&world, "leaf0") == [METHODS]).await;
-    for _ in 0..limits::LANE_REQUESTS_MAX * 3 {
-        drop(running.upstream.twin(&id("leaf0")));
-        settle_down().await;
-    }
-    // More than may wait: none of the others does any more.
-    assert_eq!(running.upstream.twin(&id("leaf0")).await.unwrap(), "leaf0");
+    let as_many_as_may_wait = 0..limits::LANE_REQUESTS_MAX;
+    let asked: Vec<_> = as_many_as_may_wait
+        .map(|_| running.upstream.twin(&id("leaf0")))
+        .collect();
+    eventually("attempt", || world.transport.opened("leaf0") == 1).await;
+    let one_more = running.upstream.twin(&id("leaf0")).await;
+    assert_eq!(one_more, Err(UpstreamError::Busy { status: 429 }));
+    drop(asked);
+    world.transport.set("leaf0", Manner::Accepts);
+    let connectivity = running.upstream.connectivity();
+    eventually("session", || {
+        *connectivity.borrow() == Connectivity::Connected
+    })
+    .await;
+    let twin = running.upstream.twin(&id("leaf0")).await;
+    assert_eq!(twin.unwrap(), "leaf0");
     running.stop().await;
 }

@@ -23,6 +23,8 @@ pub(super) enum Manner {
     Accepts,
     /// The session's task dies without a word.
     Dies,
+    /// Says nothing until its manner is another one.
+    Hangs,
     Refuses,
     Unreachable,
     /// Accepts the session and answers messages once the manner is another one.
@@ -40,6 +42,8 @@ pub(super) struct Seen {
     /// What sessions were told to listen for, in the order in which they were told.
     pub(super) needs: BTreeMap<String, Vec<Needs>>,
     pub(super) batches: usize,
+    /// Notified when a manner changes.
+    changed: Arc<Notify>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,7 +51,9 @@ pub(super) struct FakeTransport(pub(super) Arc<Mutex<Seen>>);
 
 impl FakeTransport {
     pub(super) fn set(&self, sender: &str, manner: Manner) {
-        self.0.lock().manners.insert(sender.to_owned(), manner);
+        let mut seen = self.0.lock();
+        seen.manners.insert(sender.to_owned(), manner);
+        seen.changed.notify_waiters();
     }
 
     pub(super) fn ledger(&self, sender: &str) -> Vec<String> {
@@ -73,6 +79,19 @@ impl FakeTransport {
         manner.unwrap_or(Manner::Accepts)
     }
 
+    /// Waits until the sender's manner is another one than to hang.
+    async fn another_manner(&self, sender: &str) -> Manner {
+        let changed = Arc::clone(&self.0.lock().changed);
+        loop {
+            let notified = changed.notified();
+            let manner = self.manner(sender);
+            if manner != Manner::Hangs {
+                return manner;
+            }
+            notified.await;
+        }
+    }
+
     async fn serve(self, mut request: OpenRequest) -> Option<CloseCause> {
         let session = request.session;
         let sender = request.identity.as_str().to_owned();
@@ -80,11 +99,16 @@ impl FakeTransport {
             *self.0.lock().opened.entry(sender.clone()).or_default() += 1;
             self.manner(&sender)
         };
+        let manner = if manner == Manner::Hangs {
+            self.another_manner(&sender).await
+        } else {
+            manner
+        };
         match manner {
             Manner::Dies => return None,
             Manner::Refuses => return Some(CloseCause::Refused("no".into())),
             Manner::Unreachable => return Some(CloseCause::Unreachable("away".into())),
-            Manner::Accepts | Manner::Waits | Manner::Withholds => {}
+            Manner::Accepts | Manner::Hangs | Manner::Waits | Manner::Withholds => {}
         }
         let opened = SessionEvent::Opened {
             session,

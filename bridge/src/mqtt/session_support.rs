@@ -224,6 +224,18 @@ impl Server {
         payload: &[u8],
         dup: bool,
     ) {
+        let published = self.try_publish(packet_id, topic, payload, dup).await;
+        published.unwrap();
+    }
+
+    /// As [`Server::publish_again`], to a client that may be gone.
+    pub(super) async fn try_publish(
+        &mut self,
+        packet_id: Option<u16>,
+        topic: &str,
+        payload: &[u8],
+        dup: bool,
+    ) -> std::io::Result<()> {
         let publish = Publish {
             dup,
             retain: false,
@@ -237,7 +249,7 @@ impl Server {
         Codec::new()
             .encodev(Encoded::Publish(publish, Some(payload)), &mut pages)
             .unwrap();
-        self.stream.write_all(&pages.freeze()).await.unwrap();
+        self.stream.write_all(&pages.freeze()).await
     }
 
     /// The next packet, which has to be a PUBLISH at QoS 0: topic and payload.

@@ -138,7 +138,6 @@ impl Subscriptions {
             .with(Filter::Methods, needs.methods)
             .with(Filter::CloudToDevice, needs.cloud_to_device);
         let gained = self.needed.without(before);
-        self.dismissed = self.dismissed.without(gained);
         self.refused = self.refused.both(self.wanted());
         if !needs.any() {
             self.to_announce = false;

@@ -37,6 +37,8 @@ use crate::upstream;
 
 /// Everything has to be over this long after the signal (design.md section 4).
 const SHUTDOWN_MAX: Duration = Duration::from_secs(8);
+/// Between two condensings of metrics.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
@@ -147,6 +149,7 @@ async fn serve(
 
     let (ready, readiness) =
         watch::channel(Readiness::starting("the device scope is not known yet"));
+    tasks.spawn(upkeep(metrics.clone(), stop.clone()));
     let admin = Admin::new(Arc::clone(&hub), metrics, readiness).router();
     let socket = bind(&settings, settings.ports.metrics)?;
     let context = http_context(Transport::Plain, ADMIN_CONNECTIONS_MAX, stop, tasks);
@@ -177,6 +180,16 @@ async fn serve(
     }
     stop.cancelled().await;
     Ok(())
+}
+
+/// Condenses what metrics gather while nobody scrapes them.
+async fn upkeep(metrics: Metrics, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP_EVERY) => metrics.upkeep(),
+            () = stop.cancelled() => return,
+        }
+    }
 }
 
 /// Waits until the scope is restored or fetched: heads open only when somebody can be judged

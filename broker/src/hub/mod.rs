@@ -30,6 +30,7 @@ use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_proto::clock::Clock;
 use edgehub_proto::identity::Identity;
 use edgehub_storage::{Store, StoreError};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -87,6 +88,10 @@ pub struct Hub {
     drops: DropLog,
     sessions: SessionStore,
     presence: Presence,
+    /// Held while a client's coming, going or subscribing is told to the services, so that they
+    /// hear of all three in the order in which they happened. Taken before a service's lock, and
+    /// that before the registry's.
+    turns: Mutex<()>,
     /// Started once the bridge is there ([`Hub::start_services`]).
     services: OnceLock<Services>,
 }
@@ -109,6 +114,7 @@ impl Hub {
             drops: DropLog::default(),
             sessions,
             presence: Presence::default(),
+            turns: Mutex::new(()),
             services: OnceLock::new(),
         })
     }
@@ -176,16 +182,22 @@ impl Hub {
     /// The connection is subscribed to these from now on; to be said once it is accepted, and after
     /// each change. Idempotent.
     pub fn subscribed(self: &Arc<Self>, registration: &Registration, features: Features) {
-        if !registration.set_features(features) {
+        let _turn = self.turns.lock();
+        if !registration.is_live() {
             return;
         }
         let client = registration.identity();
-        let first = registration.announce();
-        if first.is_some() {
+        if let Some(clean_session) = registration.announce() {
             self.presence.connected(client, self.clock.unix_ms());
+            if let Some(services) = self.services.get() {
+                services.connected(client, clean_session);
+            }
+        }
+        if !registration.set_features(features) {
+            return;
         }
         if let Some(services) = self.services.get() {
-            services.subscribed(client, features, first);
+            services.subscribed(client, features);
         }
     }
 
@@ -239,13 +251,12 @@ impl Hub {
     /// tells the services. To be called once its [`Registration`] is dropped.
     pub fn disconnected(self: &Arc<Self>, identity: &Identity, clean_session: bool) {
         metrics::disconnected(identity, &self.hub_host).increment(1);
-        let now_ms = self.clock.unix_ms();
-        self.registry.if_absent(identity, || {
-            self.presence.disconnected(identity, now_ms);
-        });
-        if self.registry.features(identity).is_none()
-            && let Some(services) = self.services.get()
-        {
+        let _turn = self.turns.lock();
+        if self.registry.is_announced(identity) {
+            return;
+        }
+        self.presence.disconnected(identity, self.clock.unix_ms());
+        if let Some(services) = self.services.get() {
             services.disconnected(self, identity, clean_session);
         }
     }

@@ -37,6 +37,7 @@ struct Slot {
     claim: Arc<Claim>,
     outbox: mpsc::Sender<ToClient>,
     features: Features,
+    announced: Arc<AtomicBool>,
 }
 
 /// The limit of `MaxConnectedClients` is reached (design.md D6).
@@ -80,7 +81,9 @@ impl Registry {
         let identity = claim.identity.clone();
         let close = CancellationToken::new();
         let (outbox, events) = mpsc::channel(OUTBOX_EVENTS_MAX);
+        let announced = Arc::new(AtomicBool::new(false));
         let slot = Slot {
+            announced: Arc::clone(&announced),
             generation,
             close: close.clone(),
             claim: Arc::new(claim),
@@ -105,7 +108,7 @@ impl Registry {
             generation,
             close,
             clean_session,
-            announced: AtomicBool::new(false),
+            announced,
             twin_requests: Arc::new(Semaphore::new(TWIN_REQUESTS_MAX)),
         };
         Ok((registration, events))
@@ -150,6 +153,13 @@ impl Registry {
         if !state.slots.contains_key(identity) {
             act();
         }
+    }
+
+    /// Whether the identity's live connection was announced to the services.
+    pub(super) fn is_announced(&self, identity: &Identity) -> bool {
+        let state = self.state.lock();
+        let slot = state.slots.get(identity);
+        slot.is_some_and(|slot| slot.announced.load(Ordering::Acquire))
     }
 
     fn is_live(&self, identity: &Identity, generation: u64) -> bool {
@@ -217,7 +227,7 @@ pub struct Registration {
     generation: u64,
     close: CancellationToken,
     clean_session: bool,
-    announced: AtomicBool,
+    announced: Arc<AtomicBool>,
     twin_requests: Arc<Semaphore>,
 }
 

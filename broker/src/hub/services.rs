@@ -154,14 +154,16 @@ impl Services {
         self.deliveries.set_queues(hub.router().inputs());
     }
 
-    /// A connection is new, or its subscriptions changed.
-    pub(super) fn subscribed(&self, client: &Identity, features: Features, first: Option<bool>) {
-        if let Some(clean_session) = first {
-            // Calls that wait for the older connection get no answer from this one.
-            self.methods.disconnected(client);
-            self.c2d.connected(client, clean_session);
-            self.deliveries.connected(client, clean_session);
-        }
+    /// A connection is new, and subscribed to nothing yet.
+    pub(super) fn connected(&self, client: &Identity, clean_session: bool) {
+        // Calls that wait for the older connection get no answer from this one.
+        self.methods.disconnected(client);
+        self.c2d.connected(client, clean_session);
+        self.deliveries.connected(client, clean_session);
+    }
+
+    /// A connection's subscriptions are these now.
+    pub(super) fn subscribed(&self, client: &Identity, features: Features) {
         let needs = Needs {
             desired: features.desired,
             methods: features.methods,

@@ -2,7 +2,7 @@
 //!
 //! It does not know what carries the stream; 8883 and WebSocket use it alike. This file has the
 //! handshake: CONNECT is judged, the session restored, the client accepted or refused. What
-//! follows is in [`client`](super::client).
+//! follows is in `client`.
 //!
 //! Lifetime: the task ends when the client leaves, breaks the protocol, falls silent, is taken
 //! over or revoked, its token expires, its message cannot be stored, or the hub stops.

@@ -451,3 +451,11 @@ async fn a_place_that_was_given_away_is_noticed() {
     client.pump();
     assert_eq!(client.outbox.next().await, Err(Replaced));
 }
+
+#[test]
+fn nothing_can_be_offered_to_a_connection_that_has_ended() {
+    let mut client = Client::all_inputs();
+    client.outbox.close();
+    let offered = client.hub.try_send(ToClient::Inputs(Vec::new()));
+    assert!(matches!(offered, Err(mpsc::error::TrySendError::Closed(_))));
+}

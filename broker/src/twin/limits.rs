@@ -71,5 +71,8 @@ pub const RETRY_MAX: Duration = Duration::from_secs(120);
 /// Pause after the upstream refused an identity, not its request.
 pub const REFUSED_RETRY: Duration = Duration::from_secs(600);
 
+/// Longest period that an operator can set; a moment so far away can still be computed.
+pub const PERIOD_MAX: Duration = Duration::from_secs(366 * 86_400);
+
 /// How often what is not needed any more is looked for.
 pub const SWEEP_PERIOD: Duration = Duration::from_secs(60);

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::drafts::{stored_own_desired, stored_unsynced};
 use super::inbox::{Budget, Command, Inbox, Report, Signal};
-use super::limits::{GETS_MAX, SWEEP_PERIOD, SYNCS_MAX, TWINS_IN_MEMORY_MAX};
+use super::limits::{GETS_MAX, PERIOD_MAX, SWEEP_PERIOD, SYNCS_MAX, TWINS_IN_MEMORY_MAX};
 use super::sync::{Timing, TwinSync};
 use super::worker::Worker;
 use super::{DesiredDocument, TwinChanges, TwinConfig, TwinError, TwinParts, TwinReply, metrics};
@@ -225,7 +225,7 @@ impl TwinService {
         let number = self.refusals.fetch_add(1, Ordering::Relaxed);
         // It leads from a client's log to the line here.
         let tracking_id = format!("{now_ms:x}-{number:x}");
-        tracing::debug!("Twin request refused with status {status} ({tracking_id}): {message}");
+        tracing::debug!("Twin request refused with status {status} ({tracking_id}): {message:?}");
         let refusal = Refusal {
             error_code: u32::from(status) * 1000,
             tracking_id: &tracking_id,
@@ -278,8 +278,8 @@ impl TwinService {
 
     pub(super) fn new_sync(&self, identity: &Identity) -> TwinSync {
         let timing = Timing {
-            fetch_period: self.config.sync_period,
-            report_period: self.config.report_period,
+            fetch_period: self.config.sync_period.min(PERIOD_MAX),
+            report_period: self.config.report_period.min(PERIOD_MAX),
         };
         let own = *identity == self.own_identity;
         let unsynced = self.unsynced.lock().contains(identity);

@@ -59,6 +59,26 @@ async fn desired_changes_reach_a_client_that_listens_and_wait_for_one_that_does_
 }
 
 #[tokio::test]
+async fn a_client_that_gets_its_twin_has_missed_nothing() {
+    let world = World::new();
+    world
+        .upstream
+        .set(&leaf(), r#"{"$version":7}"#, r#"{"$version":1}"#);
+    twin(&world.twins.get(&leaf()).await);
+    world
+        .twins
+        .desired(&leaf(), patch(r#"{"$version":8,"a":8}"#));
+    eventually("it is taken", || world.is_at_rest()).await;
+    world.upstream.set_online(false);
+    assert_eq!(twin(&world.twins.get(&leaf()).await)["desired"]["a"], 8);
+    world.outlet.set(&leaf(), None);
+    world.twins.subscribed(&leaf(), DESIRED);
+    eventually("all is done", || world.is_at_rest()).await;
+    assert_eq!(world.outlet.desired(&leaf()), []);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_with_a_full_outbox_is_told_when_it_reads_again() {
     let world = World::new();
     world

@@ -148,6 +148,30 @@ async fn a_client_that_asks_too_much_at_once_is_told_so() {
 }
 
 #[tokio::test]
+async fn clients_that_wait_for_an_upstream_are_bounded() {
+    let world = World::new();
+    world.upstream.answer_only(0);
+    let taken = || {
+        let slots = world.twins.slots.lock();
+        slots[&leaf()].inbox.is_empty()
+    };
+    let mut gets = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..COMMANDS_MAX {
+            gets.push(world.twins.get(&leaf()));
+        }
+        eventually("they are taken", taken).await;
+    }
+    assert_eq!(world.twins.get(&leaf()).await.status, 429);
+    world.upstream.answer_all();
+    for get in gets {
+        assert_eq!(get.await.status, 200);
+    }
+    assert_eq!(world.upstream.fetch_times().len(), 2);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_gets_what_the_upstream_has_and_without_it_the_copy() {
     let world = World::new();
     world.upstream.set(

@@ -270,7 +270,7 @@ impl Worker {
         match draft {
             Ok(None) => {}
             Ok(Some(draft)) => self.close(draft, accepted).await,
-            Err(_) => self.sync.abandon(self.now()),
+            Err(_) => self.abandon(),
         }
     }
 
@@ -306,7 +306,9 @@ impl Worker {
                 }
             }
             Err(error) => {
-                tracing::debug!("A report of {} is refused: {error}", self.identity);
+                // Quoted: names of properties are in it.
+                let reason = error.to_string();
+                tracing::debug!("A report of {} is refused: {reason:?}", self.identity);
                 drop(report.reply.send(Err(error)));
             }
         }
@@ -336,7 +338,7 @@ impl Worker {
 
     async fn begin_report(&mut self) {
         let Ok(draft) = self.open().await else {
-            self.sync.abandon(self.now());
+            self.abandon();
             return;
         };
         if let Some(patch) = self.sync.begin_report(&draft.twin) {
@@ -360,9 +362,7 @@ impl Worker {
             }
         }
         let Ok(mut draft) = self.open().await else {
-            self.sync.abandon(self.now());
-            let reply = self.service.refusal(&TwinError::NotStored);
-            self.answer_waiting(&reply);
+            self.abandon();
             return;
         };
         let outcome = self.sync.fetched(&mut draft.twin, result, self.now());
@@ -386,6 +386,15 @@ impl Worker {
         self.answer_waiting(&reply);
     }
 
+    /// The twin cannot be read: what is under way has nowhere to go.
+    fn abandon(&mut self) {
+        self.request = None;
+        self.turn = Turn::None;
+        self.sync.abandon(self.now());
+        let reply = self.service.refusal(&TwinError::NotStored);
+        self.answer_waiting(&reply);
+    }
+
     fn answer_waiting(&mut self, reply: &TwinReply) {
         for waiting in self.waiting.drain(..) {
             drop(waiting.send(reply.clone()));
@@ -398,7 +407,7 @@ impl Worker {
             tracing::debug!("Reported properties of {identity} are not taken upstream: {error}");
         }
         let Ok(mut draft) = self.open().await else {
-            self.sync.abandon(self.now());
+            self.abandon();
             return;
         };
         match self.sync.reported(&mut draft.twin, result, self.now()) {
@@ -421,7 +430,7 @@ impl Worker {
 
     async fn forward_missed(&mut self) {
         let Ok(mut draft) = self.open().await else {
-            self.sync.abandon(self.now());
+            self.abandon();
             return;
         };
         let forward = self.sync.forward(&mut draft.twin);

@@ -3,8 +3,8 @@
 //!
 //! Everything here stands outside of the hub: its own MQTT codec ([`mqtt`]), its own HTTP
 //! ([`https`]) and WebSocket ([`websocket`]), tokens made by the lab ([`token`]), Debian's and
-//! Microsoft's clients as child processes ([`program`], [`python`], [`agent`]). A helper that
-//! cannot do its part panics with the reason: its caller is a test.
+//! Microsoft's clients as child processes ([`program`], [`python`], [`agent`]), the operator
+//! ([`service`]). A helper that cannot do its part panics with the reason: its caller is a test.
 
 #![allow(
     clippy::expect_used,
@@ -21,6 +21,7 @@ pub mod packets;
 pub mod program;
 pub mod python;
 pub mod registry;
+pub mod service;
 pub mod tls;
 pub mod token;
 pub mod websocket;

@@ -112,11 +112,13 @@ const commands = {
       say({ event: 'method', name: request.methodName, payload: request.payload });
       respond(request, response);
     };
-    client.onMethod('echo', handle((request, response) => {
+    // One SDK, two names.
+    const onMethod = (client.onMethod || client.onDeviceMethod).bind(client);
+    onMethod('echo', handle((request, response) => {
       response.send(200, { echo: request.payload }).catch((error) =>
         say({ event: 'error', text: String(error) }));
     }));
-    client.onMethod('unanswered', handle(() => {}));
+    onMethod('unanswered', handle(() => {}));
   },
 
   watch_c2d: async () => {
