@@ -192,10 +192,10 @@ async fn nothing_acknowledged_is_lost_or_reordered_when_connections_break() {
     let ports = (parent.free_port().await, parent.free_port().await);
     let hub = Hub::start(&parent, ports, |_| {});
     for round in 0..8 {
+        let arrived = parent.seen.lock().publishes.len();
         let serving = parent.serve_mqtt(ports.0).await;
         hub.append("leaf1", round * 200..(round + 1) * 200).await;
         // Break it in the middle: something has arrived, not everything needs to have.
-        let arrived = parent.seen.lock().publishes.len();
         eventually("traffic", || parent.seen.lock().publishes.len() > arrived).await;
         serving.stop().await;
     }

@@ -119,6 +119,7 @@ fn a_suback_that_never_comes_ends_the_connection_although_pings_are_answered() {
             break error;
         }
         machine.receive(now, &[0xd0, 0]).unwrap();
+        assert!(now < begin + 60 * SECOND, "it is waited for without end");
     };
     assert_eq!(error, MachineError::SubackTimeout(20 * SECOND));
     assert_eq!(now, begin + 20 * SECOND);

@@ -160,6 +160,7 @@ async fn serve(
         faults.listen(path, stop.clone(), tasks)?;
     }
     tasks.spawn(Arc::clone(&hub).watch_scope(stop.clone()));
+    tasks.spawn(Arc::clone(&hub).watch_strangers(stop.clone()));
     tasks.spawn(sweep(
         Arc::clone(&hub),
         settings.cleanup_interval,

@@ -20,6 +20,7 @@ pub use services::{Below, NEEDS_GRACE, ServiceConfig, ServiceParts, Services, TW
 
 use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -43,6 +44,8 @@ use drop_log::DropLog;
 
 /// The label of refused connections of ids that are not in scope.
 pub const UNKNOWN_ID: &str = "(unknown)";
+/// Between two searches for what is kept of identities that have left.
+pub const FORGET_PAUSE: Duration = Duration::from_secs(60);
 /// Claims that are judged again before other tasks get their turn.
 const RECHECKS_PER_TURN: usize = 64;
 
@@ -283,6 +286,51 @@ impl Hub {
                 if index % RECHECKS_PER_TURN == RECHECKS_PER_TURN - 1 {
                     tokio::task::yield_now().await;
                 }
+            }
+        }
+    }
+
+    /// Forgets what is kept for identities that have left the scope, after each change of it and at
+    /// most once in [`FORGET_PAUSE`], until `stop`: an identity of the same name that comes later is
+    /// somebody else (testing.md S9).
+    pub async fn watch_strangers(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.scope.subscribe();
+        let work = async {
+            loop {
+                if self.scope.is_initialised() {
+                    self.forget_strangers().await;
+                }
+                tokio::time::sleep(FORGET_PAUSE).await;
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Removes sessions and twins of identities that are not in the scope.
+    async fn forget_strangers(&self) {
+        let scope = self.scope.current();
+        let strangers = Mutex::new(Vec::new());
+        let keep = |identity: &Identity| {
+            let is_known = *identity == self.own_identity || scope.get(identity).is_some();
+            if !is_known {
+                strangers.lock().push(identity.clone());
+            }
+            is_known
+        };
+        if let Err(error) = self.sessions.sweep(keep).await {
+            tracing::warn!("Sessions cannot be looked through now: {error}");
+            return;
+        }
+        for identity in strangers.into_inner() {
+            tracing::info!("{identity} has left the device scope: its session is removed");
+            if let Some(services) = self.services.get() {
+                services.twins.removed(&identity);
             }
         }
     }

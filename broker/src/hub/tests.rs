@@ -300,3 +300,25 @@ async fn expired_messages_are_settled_and_counted_for_who_sent_them() {
         assert!(text.lines().any(|l| l == line), "{line}\n{text}");
     }
 }
+
+#[tokio::test]
+async fn the_session_of_an_identity_that_left_is_forgotten_and_no_other() {
+    use crate::session::{Session, StoredSubscription};
+    let test = TestHub::new();
+    let session = Session {
+        subscriptions: vec![StoredSubscription {
+            filter: "$iothub/twin/res/#".to_owned(),
+            qos: 0,
+        }],
+    };
+    for identity in ["leaf0", "leaf1", "leaf10"] {
+        let mut saving = test.hub.sessions().save(&id(identity), session.clone());
+        saving.done().await;
+    }
+    test.scope.apply(ScopeChange::Remove(vec![id("leaf1")]));
+    test.hub.forget_strangers().await;
+    for (identity, is_there) in [("leaf0", true), ("leaf1", false), ("leaf10", true)] {
+        let found = test.hub.sessions().load(&id(identity)).await.unwrap();
+        assert_eq!(found.is_some(), is_there, "{identity}");
+    }
+}

@@ -204,6 +204,8 @@ pub(super) struct FakeOutlet {
 #[derive(Debug, Default)]
 struct Client {
     refuses: Option<OfferError>,
+    /// Not subscribed to answers.
+    deaf: bool,
     desired: Vec<(u64, String)>,
 }
 
@@ -215,6 +217,15 @@ impl FakeOutlet {
             .entry(identity.clone())
             .or_default()
             .refuses = refuses;
+    }
+
+    /// A client that is not subscribed to answers.
+    pub(super) fn set_deaf(&self, identity: &Identity) {
+        self.clients
+            .lock()
+            .entry(identity.clone())
+            .or_default()
+            .deaf = true;
     }
 
     pub(super) fn desired(&self, identity: &Identity) -> Vec<(u64, String)> {
@@ -242,7 +253,12 @@ impl Outlet for FakeOutlet {
     }
 
     fn features(&self, of: &Identity) -> Option<Features> {
-        self.clients.lock().get(of).map(|_| Features::default())
+        let clients = self.clients.lock();
+        let deaf = clients.get(of).is_some_and(|client| client.deaf);
+        Some(Features {
+            twin_responses: !deaf,
+            ..Features::default()
+        })
     }
 }
 

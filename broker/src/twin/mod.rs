@@ -4,7 +4,7 @@
 //! and everything that they report meanwhile, until the upstream has it. [`TwinService`] is what
 //! heads and the bridge talk to; it knows identities, not connections.
 //!
-//! Read first [`sync`] (all decisions about one identity) and [`patch`] (the algebra under them);
+//! Read first `sync` (all decisions about one identity) and `patch` (the algebra under them);
 //! then `worker` (the same with a store and an upstream) and `service` (all identities).
 //!
 //! # Invariants

@@ -78,6 +78,29 @@ async fn a_client_that_gets_its_twin_has_missed_nothing() {
     world.stop().await;
 }
 
+/// As Python does after a reconnect, as long as its application has not asked itself.
+#[tokio::test]
+async fn a_client_that_does_not_hear_the_answer_is_told_what_it_missed() {
+    let world = World::new();
+    world
+        .upstream
+        .set(&leaf(), r#"{"$version":7}"#, r#"{"$version":1}"#);
+    twin(&world.twins.get(&leaf()).await);
+    world
+        .twins
+        .desired(&leaf(), patch(r#"{"$version":8,"a":8}"#));
+    eventually("it is taken", || world.is_at_rest()).await;
+    world.upstream.set_online(false);
+    world.outlet.set_deaf(&leaf());
+    world.outlet.set(&leaf(), Some(OfferError::NotSubscribed));
+    twin(&world.twins.get(&leaf()).await);
+    world.outlet.set(&leaf(), None);
+    world.twins.subscribed(&leaf(), DESIRED);
+    let told = vec![(8, r#"{"$version":8,"a":8}"#.to_owned())];
+    eventually("it is told", || world.outlet.desired(&leaf()) == told).await;
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_with_a_full_outbox_is_told_when_it_reads_again() {
     let world = World::new();

@@ -379,7 +379,7 @@ impl Worker {
                     .refused(status, "The upstream refused the request")
             }
         };
-        if reply.status == 200 && !self.waiting.is_empty() {
+        if reply.status == 200 && !self.waiting.is_empty() && self.is_heard() {
             self.sync.answered(&mut draft.twin);
         }
         self.close(draft, Accepted::default()).await;
@@ -436,6 +436,13 @@ impl Worker {
         let forward = self.sync.forward(&mut draft.twin);
         self.forward(&mut draft.twin, forward);
         self.close(draft, Accepted::default()).await;
+    }
+
+    /// Whether answers reach the client. Python asks after each reconnect, but subscribes to the
+    /// answers only once its application has asked.
+    fn is_heard(&self) -> bool {
+        let features = self.service.outlet.features(&self.identity);
+        features.is_some_and(|features| features.twin_responses)
     }
 
     fn forward(&mut self, twin: &mut Twin, forward: Option<Forward>) {

@@ -235,7 +235,9 @@ async fn round(lab: &Arc<Lab>, layer: &'static str, is_module: bool) {
             let message = json!({"body": body, "output": "out1", "properties": {"k": "v w"}});
             agent.must("send", message).await;
             let event = next.event("input", |event| event["body"] == json!(body));
-            let event = event.await;
+            let mut event = event.await;
+            // Python shows the hub's own stamps as if they were the sender's.
+            strip(&mut event["properties"]);
             assert_eq!(event["input"], json!("in1"), "{}: {event}", next.name());
             assert_eq!(event["properties"], json!({"k": "v w"}), "{}", next.name());
         }

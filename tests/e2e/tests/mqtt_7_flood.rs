@@ -293,8 +293,9 @@ async fn accept_mqtt_7_s06_floods_are_held_back_and_others_go_on() {
     let sent: Vec<u64> = floods.iter().map(|(_, bytes)| *bytes >> 10).collect();
     println!("slowest round trip: {quiet:?} alone, {noisy:?} under floods of {sent:?} KiB");
     assert_grown_below(&lab, before, 64 * MEBIBYTE, "floods");
-    // On two cores that the floods fill, the clients' and the hub's.
-    assert!(noisy < 2 * quiet + Duration::from_millis(500), "{noisy:?}");
+    // The clients' half of the floods runs on the same two cores. A bystander that waits for a
+    // flood, and not for its turn, waits for as long as the flood lasts.
+    assert!(noisy < 2 * quiet + Duration::from_secs(2), "{noisy:?}");
     drop(floods);
 
     // The slow one takes all of it, in order, as it acknowledges.

@@ -115,7 +115,7 @@ async fn accept_skeleton_8_pingresp_does_not_wait_for_a_commit_that_is_held() {
         Some(Packet::SubAck(ack)) => {
             assert_eq!(
                 (ack.pkid, ack.return_codes),
-                (7, vec![SubscribeReasonCode::Failure])
+                (7, vec![SubscribeReasonCode::Success(QoS::AtLeastOnce)])
             );
         }
         other => panic!("{other:?} instead of SUBACK"),
