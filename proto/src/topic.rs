@@ -36,7 +36,7 @@ pub enum PublishTopic<'a> {
         /// The module that the topic names.
         module_id: Option<&'a str>,
         /// The property bag, as it stands, without one trailing `/`; may be empty, may contain
-        /// `/`. [`bag::decode_into`](crate::bag::decode_into) reads it.
+        /// `/`. [`bag::decode_into`] reads it.
         bag: &'a str,
     },
     /// `$iothub/twin/GET/?$rid={rid}`.

@@ -1,6 +1,6 @@
 //! Cloud-to-device messages: from upstream to the device, and its acknowledgement back up.
 //!
-//! [`CloudToDeviceService`] is a thin shell around [`clients`], which decides. Nothing is stored
+//! [`CloudToDeviceService`] is a thin shell around `clients`, which decides. Nothing is stored
 //! here: a message stays upstream until the device has acknowledged it, and what is not settled
 //! comes again.
 //!

@@ -1,7 +1,7 @@
 //! Module inputs: from the queues of a module's inputs to the connected module.
 //!
 //! [`Deliveries`] knows the modules of this device and gives each a task of its own, a *pump*
-//! ([`pump`]), around a state machine ([`machine`]) that decides. It speaks no protocol: heads get
+//! (`pump`), around a state machine (`machine`) that decides. It speaks no protocol: heads get
 //! batches of deliveries and say what became of them.
 //!
 //! # Invariants

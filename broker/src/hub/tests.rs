@@ -286,7 +286,7 @@ async fn expired_messages_are_settled_and_counted_for_who_sent_them() {
 
     test.hub.expire_messages().await;
     assert_eq!(queue.length(), 607);
-    test.clock.advance(std::time::Duration::from_secs(1));
+    test.clock.advance(Duration::from_secs(1));
     for _ in 0..2 {
         test.hub.expire_messages().await;
         assert_eq!(queue.length(), 2);

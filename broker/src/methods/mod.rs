@@ -1,6 +1,6 @@
 //! Direct methods: from upstream and from modules of this device to connected clients.
 //!
-//! [`MethodService`] is a thin shell around [`calls`], which decides. It is told what happens to
+//! [`MethodService`] is a thin shell around `calls`, which decides. It is told what happens to
 //! clients, offers calls through an [`Outlet`] and tells callers what came of theirs. It does not
 //! know who may call: the HTTPS head ([`crate::http::methods_api`]) and the bridge do.
 //!

@@ -1,5 +1,5 @@
 //! Sessions as bytes of the store: key `mqtt/` and the identity, value an
-//! [`MqttSession`](edgehub_proto::records::MqttSession).
+//! [`MqttSession`].
 
 use edgehub_proto::identity::Identity;
 use edgehub_proto::records::MqttSession;

@@ -86,18 +86,27 @@ async fn a_client_that_does_not_hear_the_answer_is_told_what_it_missed() {
         .upstream
         .set(&leaf(), r#"{"$version":7}"#, r#"{"$version":1}"#);
     twin(&world.twins.get(&leaf()).await);
-    world
-        .twins
-        .desired(&leaf(), patch(r#"{"$version":8,"a":8}"#));
-    eventually("it is taken", || world.is_at_rest()).await;
-    world.upstream.set_online(false);
     world.outlet.set_deaf(&leaf());
+    world
+        .upstream
+        .set(&leaf(), r#"{"$version":8,"a":8}"#, r#"{"$version":1}"#);
+    twin(&world.twins.get(&leaf()).await);
+    let told = vec![(8, r#"{"$version":8,"a":8}"#.to_owned())];
+    eventually("it is told", || world.outlet.desired(&leaf()) == told).await;
+
+    // Nor does one that takes no changes now have them: they wait until it does.
     world.outlet.set(&leaf(), Some(OfferError::NotSubscribed));
+    world
+        .upstream
+        .set(&leaf(), r#"{"$version":9,"a":9}"#, r#"{"$version":1}"#);
     twin(&world.twins.get(&leaf()).await);
     world.outlet.set(&leaf(), None);
     world.twins.subscribed(&leaf(), DESIRED);
-    let told = vec![(8, r#"{"$version":8,"a":8}"#.to_owned())];
-    eventually("it is told", || world.outlet.desired(&leaf()) == told).await;
+    let last = (9, r#"{"$version":9,"a":9}"#.to_owned());
+    eventually("it is told again", || {
+        world.outlet.desired(&leaf()).last() == Some(&last)
+    })
+    .await;
     world.stop().await;
 }
 

@@ -366,7 +366,8 @@ impl Worker {
             return;
         };
         let outcome = self.sync.fetched(&mut draft.twin, result, self.now());
-        if outcome.forward {
+        let unheard = !self.waiting.is_empty() && !self.is_heard();
+        if outcome.forward || unheard {
             let forward = self.sync.forward(&mut draft.twin);
             self.forward(&mut draft.twin, forward);
         }
@@ -379,7 +380,7 @@ impl Worker {
                     .refused(status, "The upstream refused the request")
             }
         };
-        if reply.status == 200 && !self.waiting.is_empty() && self.is_heard() {
+        if reply.status == 200 && !self.waiting.is_empty() && !unheard {
             self.sync.answered(&mut draft.twin);
         }
         self.close(draft, Accepted::default()).await;

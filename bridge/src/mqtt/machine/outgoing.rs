@@ -103,7 +103,7 @@ impl Machine {
     }
 
     /// Subscribes to filters, each at QoS 1 or 0. The answer comes as
-    /// [`MachineEvent::Subscribed`]; without one in [`MachineConfig::suback_timeout`] the connection
+    /// `MachineEvent::Subscribed`; without one in `MachineConfig::suback_timeout` the connection
     /// is given up.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl Machine {
         self.encode(Encoded::Packet(packet), now)
     }
 
-    /// Gives filters up. The answer comes as [`MachineEvent::Unsubscribed`].
+    /// Gives filters up. The answer comes as `MachineEvent::Unsubscribed`.
     ///
     /// # Errors
     ///
