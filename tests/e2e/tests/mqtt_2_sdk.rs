@@ -9,7 +9,6 @@
 )]
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use edgehub_lab::{DeviceSpec, Lab, LabBuilder};
 use edgehub_tests::PATIENCE;
@@ -17,6 +16,7 @@ use edgehub_tests::agent::{Agent, Protocol, Sdk};
 use edgehub_tests::service::{DESIRED, METHODS, Service};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// The kinds of client, with a name that is part of their ids. Each module's output is routed to
 /// the input of the next one's, the last one's to that of the first.
