@@ -100,22 +100,25 @@ impl EdgeHub {
 
     async fn work(&self) {
         let mut desired = self.parts.twins.own_desired();
-        let mut applied: Option<u64> = None;
+        let mut handled = Handled::default();
         let mut outcome: Option<Value> = None;
         loop {
             let document = desired.borrow_and_update().clone();
+            let mut is_again = false;
             if let Some(document) = document
                 && self.parts.source == ConfigSource::Twin
-                && applied != Some(document.version)
+                && handled.is_news(&document)
             {
-                applied = Some(document.version);
-                outcome = Some(self.apply(&document).await);
+                let (status, is_over) = self.apply(&document).await;
+                outcome = Some(status);
+                is_again = !is_over;
+                handled.note(document, is_over);
             }
             let wait = match self.report(&mut outcome).await {
-                Ok(()) => REPORT_PAUSE,
-                Err(()) => REPORT_RETRY,
+                Ok(()) if !is_again => REPORT_PAUSE,
+                Ok(()) | Err(()) => REPORT_RETRY,
             };
-            let is_due = outcome.is_some() || self.presence().is_due();
+            let is_due = is_again || outcome.is_some() || self.presence().is_due();
             let paused = tokio::time::sleep(wait);
             tokio::select! {
                 changed = desired.changed() => {
@@ -134,8 +137,10 @@ impl EdgeHub {
         }
     }
 
-    /// Puts a document into force; gives what is to be reported about it.
-    async fn apply(&self, document: &DesiredDocument) -> Value {
+    /// Puts a document into force; gives what is to be reported about it, and whether that is the
+    /// last word: a store that fails now may take it later.
+    async fn apply(&self, document: &DesiredDocument) -> (Value, bool) {
+        let mut is_over = true;
         let status = match self.routes_of(document) {
             Ok((desired, problems)) => match self.put_into_force(desired).await {
                 Ok(()) => {
@@ -144,6 +149,7 @@ impl EdgeHub {
                 }
                 Err(error) => {
                     tracing::error!("The routes of $edgeHub cannot be applied: {error}");
+                    is_over = false;
                     Some(format!("Error while applying desired properties - {error}"))
                 }
             },
@@ -164,10 +170,11 @@ impl EdgeHub {
             None => (200, String::new()),
             Some(text) => (400, shortened(text)),
         };
-        json!({
+        let report = json!({
             "lastDesiredVersion": document.version,
             "lastDesiredStatus": { "code": code, "description": description },
-        })
+        });
+        (report, is_over)
     }
 
     /// The document's configuration, and what is wrong with single routes of it.
@@ -241,6 +248,22 @@ impl EdgeHub {
     }
 }
 
+/// Which document was dealt with.
+#[derive(Debug, Default)]
+struct Handled(Option<DesiredDocument>);
+
+impl Handled {
+    /// Whether it is to be applied. Of a twin that was made anew the version alone says nothing.
+    fn is_news(&self, document: &DesiredDocument) -> bool {
+        self.0.as_ref() != Some(document)
+    }
+
+    /// It was applied. What is not over stays news.
+    fn note(&mut self, document: DesiredDocument, is_over: bool) {
+        self.0 = is_over.then_some(document);
+    }
+}
+
 fn shortened(mut text: String) -> String {
     if text.len() > DESCRIPTION_BYTES_MAX {
         let end = (0..=DESCRIPTION_BYTES_MAX)
@@ -251,4 +274,28 @@ fn shortened(mut text: String) -> String {
         text.push('…');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(version: u64, json: &'static str) -> DesiredDocument {
+        DesiredDocument {
+            version,
+            json: Bytes::from_static(json.as_bytes()),
+        }
+    }
+
+    #[test]
+    fn what_the_store_did_not_take_and_what_differs_is_applied_again() {
+        let mut handled = Handled::default();
+        assert!(handled.is_news(&document(1, "{}")));
+        handled.note(document(1, "{}"), false);
+        assert!(handled.is_news(&document(1, "{}")), "the store failed");
+        handled.note(document(1, "{}"), true);
+        assert!(!handled.is_news(&document(1, "{}")));
+        assert!(handled.is_news(&document(1, r#"{"a":1}"#)), "made anew");
+        assert!(handled.is_news(&document(2, "{}")));
+    }
 }
