@@ -1,15 +1,22 @@
 //! AMQP 1.0 without sockets: what arrives is bytes, what leaves is bytes.
 //!
-//! This is the start of the server engine: the two layouts that come before any performative,
-//! the protocol header ([`header`]) and the frame header ([`frame`]). Connection, session, link,
-//! SASL and CBS follow with the AMQP issue (spec/amqp.md). There is no I/O, no clock and no
-//! allocation here, and no function trusts a length before it was checked: the functions say
-//! "more bytes are needed" (`Ok(None)`) or name the violation, as early as the bytes allow.
+//! [`connection::Connection`] is the server's side of a connection as a state machine; beneath it
+//! are the layouts: protocol header ([`header`]), frame header ([`frame`]), performatives
+//! ([`performative`]), SASL ([`sasl`]). Beside it stand the parts of a message ([`message`]),
+//! the type system ([`value`]) and requests to a node that keeps tokens ([`cbs`]). There is no I/O
+//! and no clock here, and no function trusts a length before it was checked. Nothing here knows
+//! what links are good for.
 //!
-//! Source: OASIS AMQP 1.0 part 2 sections 2.2 and 2.3, part 5 section 5.3.1.
+//! Source: OASIS AMQP 1.0; spec/amqp.md.
 
 #![deny(missing_docs)]
 
+pub mod cbs;
+pub mod connection;
 pub mod frame;
 pub mod header;
 pub mod limits;
+pub mod message;
+pub mod performative;
+pub mod sasl;
+pub mod value;
