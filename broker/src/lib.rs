@@ -16,6 +16,7 @@
 compile_error!("the feature `faults` is for tests: a release build must not have it");
 
 mod admission;
+pub mod amqp;
 pub mod c2d;
 pub mod config;
 pub mod delivery;

@@ -155,6 +155,9 @@ pub struct CloudToDevice {
 pub enum CloudToDeviceOutcome {
     /// The device has it: complete.
     Completed,
+    /// The device gave it back: abandon, so that the upstream delivers it again. Over MQTT, which
+    /// has no word for it, the session ends instead.
+    Abandoned,
     /// It can never be delivered (for example a topic over 65,535 bytes): reject, where the
     /// protocol upstream has that, else complete.
     Rejected,

@@ -5,6 +5,7 @@
 
 #![deny(missing_docs)]
 
+pub mod amqp_address;
 pub mod auth_chain;
 pub mod bag;
 pub mod clock;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use edgehub_auth::authenticator::{AudienceHosts, Authenticator};
 use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_auth::tls;
+use edgehub_broker::amqp;
 use edgehub_broker::config::{Settings, StorageSync};
 use edgehub_broker::edge_hub::methods::EdgeHubMethods;
 use edgehub_broker::edge_hub::{ConfigSource, Configured, EdgeHub, EdgeHubParts};
@@ -233,6 +234,7 @@ fn open_heads(
 ) -> anyhow::Result<()> {
     let heads = [
         (settings.mqtt_enabled, "MQTT"),
+        (settings.amqp_enabled, "AMQP"),
         (settings.https_enabled, "HTTP"),
     ];
     let names: Vec<_> = heads
@@ -252,15 +254,32 @@ fn open_heads(
         settings.tls_versions,
     )?;
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let acks = AckCounters::new();
     let mqtt = settings.mqtt_enabled.then(|| ConnectionContext {
         hub: Arc::clone(hub),
         timing: Timing {
             connect_max: settings.connect_arrival_max,
             keep_alive_max: settings.keep_alive_max,
         },
-        acks: AckCounters::new(),
+        acks: acks.clone(),
         stop: stop.clone(),
     });
+    let amqp = settings
+        .amqp_enabled
+        .then(|| amqp::connection::ConnectionContext {
+            hub: Arc::clone(hub),
+            acks,
+            stop: stop.clone(),
+        });
+    if let Some(context) = amqp.clone() {
+        let socket = bind(settings, settings.ports.amqp)?;
+        tasks.spawn(amqp::listener::listen(
+            socket,
+            acceptor.clone(),
+            context,
+            tasks.clone(),
+        ));
+    }
     if let Some(context) = mqtt.clone() {
         let socket = bind(settings, settings.ports.mqtt)?;
         tasks.spawn(listener::listen(
@@ -284,6 +303,7 @@ fn open_heads(
         let scope = ScopeApi::new(scope, Arc::clone(authenticator));
         let sockets = WebSockets {
             mqtt,
+            amqp,
             tasks: tasks.clone(),
         };
         let router = sockets.before(scope.router().merge(methods.router()));

@@ -318,17 +318,23 @@ impl<H: SettleHandle> Clients<H> {
             return;
         };
         self.held_bytes -= entry.bytes;
-        if settlement == Settlement::Done {
-            self.tally.completed += 1;
-            entry.settle(CloudToDeviceOutcome::Completed);
-        } else {
-            self.tally.undeliverable += 1;
-            tracing::warn!(
-                "Rejected a cloud-to-device message of {} bytes for {from}: it is too large for \
-                 the device's protocol",
-                entry.bytes
-            );
-            entry.settle(CloudToDeviceOutcome::Rejected);
+        match settlement {
+            Settlement::Done => {
+                self.tally.completed += 1;
+                entry.settle(CloudToDeviceOutcome::Completed);
+            }
+            // How often it comes again is the upstream's to say.
+            Settlement::Released => entry.settle(CloudToDeviceOutcome::Abandoned),
+            Settlement::Rejected => entry.settle(CloudToDeviceOutcome::Rejected),
+            Settlement::Undeliverable | Settlement::NotSubscribed => {
+                self.tally.undeliverable += 1;
+                tracing::warn!(
+                    "Rejected a cloud-to-device message of {} bytes for {from}: it is too large \
+                     for the device's protocol",
+                    entry.bytes
+                );
+                entry.settle(CloudToDeviceOutcome::Rejected);
+            }
         }
     }
 

@@ -133,6 +133,8 @@ pub struct Settings {
     pub ports: Ports,
     /// `MqttSettings__Enabled`.
     pub mqtt_enabled: bool,
+    /// `AmqpSettings__Enabled`.
+    pub amqp_enabled: bool,
     /// `HttpSettings__Enabled`.
     pub https_enabled: bool,
     /// `ClientCertAuthEnabled`: ask clients for a certificate, never require one.
@@ -244,6 +246,7 @@ impl Settings {
                 .unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
             ports: ports(&mut env),
             mqtt_enabled: env.flag("MqttSettings__Enabled", true),
+            amqp_enabled: env.flag("AmqpSettings__Enabled", true),
             https_enabled: env.flag("HttpSettings__Enabled", true),
             client_certificates: env.flag("ClientCertAuthEnabled", true),
             tls_versions: tls_versions(&mut env),

@@ -45,3 +45,7 @@ pub const GONE_MAX: usize = 256;
 
 /// The slot that all queues share for which no own one is left.
 pub const SHARED_SLOT: u16 = INPUT_SLOTS_MAX - 1;
+
+/// How often a message is sent to a client that gives it back each time. Then it is dropped and
+/// counted (design.md D8). A new connection begins to count anew.
+pub const DELIVERIES_MAX: u8 = 10;

@@ -60,6 +60,8 @@ pub(super) struct Item {
     /// The number of its token.
     pub(super) number: u64,
     pub(super) redelivered: bool,
+    /// How often the client gave it back.
+    pub(super) releases: u8,
     expires_at_ms: Option<u64>,
     shared: Option<u64>,
     content: Content,
@@ -270,6 +272,7 @@ fn item(entry: Entry, redelivered: bool) -> Item {
         sender: entry.sender,
         number: entry.offset,
         redelivered,
+        releases: 0,
         expires_at_ms: entry.expires_at_ms,
         shared: entry.shared,
         content: Content::Stored(entry.message),

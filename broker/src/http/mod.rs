@@ -24,6 +24,7 @@ use axum::http::header::X_CONTENT_TYPE_OPTIONS;
 use axum::middleware::map_response;
 use axum::response::Response;
 use axum::{Extension, Router};
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -56,6 +57,11 @@ impl std::fmt::Debug for Transport {
         })
     }
 }
+
+/// The end entity certificate (DER) that the peer of a connection has shown, if any: an extension
+/// of every request that came over TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerCertificate(pub(crate) Option<Bytes>);
 
 /// What a listener needs beside its socket.
 #[derive(Clone, Debug)]
@@ -120,7 +126,13 @@ pub async fn listen(listener: TcpListener, router: Router, context: ListenerCont
                         () = stop.cancelled() => return,
                     };
                     match accepted {
-                        Ok(Ok(stream)) => serve(stream, router, stop).await,
+                        Ok(Ok(stream)) => {
+                            let (_, session) = stream.get_ref();
+                            let chain = session.peer_certificates().unwrap_or_default();
+                            let certificate = chain.first().map(|der| Bytes::copy_from_slice(der));
+                            let certificate = PeerCertificate(certificate);
+                            serve(stream, router.layer(Extension(certificate)), stop).await;
+                        }
                         Ok(Err(error)) => handshake_failed(peer, &error),
                         Err(_) => handshake_failed(peer, &io::ErrorKind::TimedOut.into()),
                     }

@@ -19,14 +19,17 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::PeerCertificate;
 use super::limits::UPGRADE_MAX;
-use crate::mqtt::connection::{self, ConnectionContext};
+use crate::{amqp, mqtt};
 
 /// What upgraded connections speak. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WebSockets {
     /// What MQTT connections share; none when the MQTT head is switched off.
-    pub mqtt: Option<ConnectionContext>,
+    pub mqtt: Option<mqtt::connection::ConnectionContext>,
+    /// What AMQP connections share; none when the AMQP head is switched off.
+    pub amqp: Option<amqp::connection::ConnectionContext>,
     /// Owns the tasks of upgraded connections.
     pub tasks: TaskTracker,
 }
@@ -37,8 +40,15 @@ impl WebSockets {
         router.layer(from_fn_with_state(self, upgrade_or_next))
     }
 
-    fn speaks(&self, protocol: &str) -> bool {
-        self.mqtt.is_some() && protocol.eq_ignore_ascii_case(edgehub_ws::MQTT)
+    /// What is spoken under this sub-protocol, if anything.
+    fn speaker(&self, protocol: &str) -> Option<Speaker> {
+        if protocol.eq_ignore_ascii_case(edgehub_ws::MQTT) {
+            self.mqtt.clone().map(Speaker::Mqtt)
+        } else if protocol.eq_ignore_ascii_case(edgehub_ws::AMQP) {
+            self.amqp.clone().map(Speaker::Amqp)
+        } else {
+            None
+        }
     }
 }
 
@@ -55,22 +65,30 @@ async fn upgrade_or_next(
 }
 
 fn upgrade(sockets: WebSockets, mut request: Request) -> Response {
-    let accept = match agree(request.headers(), |protocol| sockets.speaks(protocol)) {
-        Ok(accept) => accept,
+    let (accept, speaker) = match agree(request.headers(), |name| sockets.speaker(name)) {
+        Ok(agreed) => agreed,
         Err(refusal) => {
             tracing::debug!("Refused a WebSocket: {refusal}");
             return StatusCode::BAD_REQUEST.into_response();
         }
     };
-    let Some(context) = sockets.mqtt else {
-        return StatusCode::BAD_REQUEST.into_response();
-    };
+    let certificate = request.extensions().get::<PeerCertificate>();
+    let certificate = certificate.and_then(|certificate| certificate.0.as_deref());
+    let certificate = certificate.map(<[u8]>::to_vec);
+    let spoken = speaker.name();
     let upgrade = hyper::upgrade::on(&mut request);
     sockets.tasks.spawn(async move {
         match timeout(UPGRADE_MAX, upgrade).await {
             Ok(Ok(upgraded)) => {
                 let stream = ByteStream::server(TokioIo::new(upgraded)).await;
-                connection::serve(stream, context).await;
+                match speaker {
+                    Speaker::Mqtt(context) => {
+                        mqtt::connection::serve(stream, context).await;
+                    }
+                    Speaker::Amqp(context) => {
+                        amqp::connection::serve(stream, context, certificate).await;
+                    }
+                }
             }
             Ok(Err(error)) => tracing::debug!("A WebSocket upgrade failed: {error}"),
             Err(_) => tracing::debug!("A WebSocket upgrade was never finished"),
@@ -80,12 +98,25 @@ fn upgrade(sockets: WebSockets, mut request: Request) -> Response {
         (UPGRADE, HeaderValue::from_static("websocket")),
         (CONNECTION, HeaderValue::from_static("Upgrade")),
         (SEC_WEBSOCKET_ACCEPT, accept),
-        (
-            SEC_WEBSOCKET_PROTOCOL,
-            HeaderValue::from_static(edgehub_ws::MQTT),
-        ),
+        (SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(spoken)),
     ];
     (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response()
+}
+
+/// Who takes over the byte stream of a WebSocket.
+enum Speaker {
+    Mqtt(mqtt::connection::ConnectionContext),
+    Amqp(amqp::connection::ConnectionContext),
+}
+
+impl Speaker {
+    /// The sub-protocol as it is registered.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Mqtt(_) => edgehub_ws::MQTT,
+            Self::Amqp(_) => edgehub_ws::AMQP,
+        }
+    }
 }
 
 /// Why a request for a WebSocket is refused, with 400 and no body.
@@ -101,8 +132,12 @@ enum Refusal {
     Protocol,
 }
 
-/// The value of `Sec-WebSocket-Accept`, when the request can be granted (RFC 6455 section 4.2.1).
-fn agree(headers: &HeaderMap, speaks: impl Fn(&str) -> bool) -> Result<HeaderValue, Refusal> {
+/// The value of `Sec-WebSocket-Accept` when the request can be granted (RFC 6455 section 4.2.1), and
+/// who speaks the first of its sub-protocols that anybody does.
+fn agree<T>(
+    headers: &HeaderMap,
+    speaker: impl Fn(&str) -> Option<T>,
+) -> Result<(HeaderValue, T), Refusal> {
     if !has_token(headers, &CONNECTION, "upgrade") {
         return Err(Refusal::Connection);
     }
@@ -116,10 +151,11 @@ fn agree(headers: &HeaderMap, speaks: impl Fn(&str) -> bool) -> Result<HeaderVal
         // 16 bytes are 22 characters and two of padding.
         .filter(|key| key.len() == 24 && key.ends_with(b"=="))
         .ok_or(Refusal::Key)?;
-    if !tokens(headers, &SEC_WEBSOCKET_PROTOCOL).any(speaks) {
-        return Err(Refusal::Protocol);
-    }
-    HeaderValue::try_from(edgehub_ws::accept_key(key)).map_err(|_| Refusal::Key)
+    let speaker = tokens(headers, &SEC_WEBSOCKET_PROTOCOL)
+        .find_map(speaker)
+        .ok_or(Refusal::Protocol)?;
+    let accept = HeaderValue::try_from(edgehub_ws::accept_key(key));
+    Ok((accept.map_err(|_| Refusal::Key)?, speaker))
 }
 
 /// The comma-separated values of a header, over all its lines.
@@ -160,8 +196,8 @@ mod tests {
     }
 
     fn agreed(changes: &[(&'static str, Option<&'static str>)]) -> Result<String, Refusal> {
-        let speaks = |protocol: &str| protocol.eq_ignore_ascii_case("mqtt");
-        let accept = agree(&headers(changes), speaks)?;
+        let speaks = |protocol: &str| protocol.eq_ignore_ascii_case("mqtt").then_some(());
+        let (accept, ()) = agree(&headers(changes), speaks)?;
         Ok(accept.to_str().unwrap().to_owned())
     }
 

@@ -1,8 +1,9 @@
 //! Telemetry on its way from a head into the store.
 //!
-//! One [`Ingest`] belongs to one connection. It gathers the messages of a turn, so that the
+//! One [`Gather`] belongs to one connection, and [`Ways`] to each client of it. It gathers the messages of a turn, so that the
 //! store sees one batch (design.md section 4), and keeps what would otherwise be looked up for
-//! each message: the plan and the counter of every output.
+//! each message: the plan and the counter of every output. [`Ingest`] is both for MQTT, where a
+//! connection has one client.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -52,18 +53,30 @@ pub enum Outcome {
     Foreign,
 }
 
-/// The way of one connection's messages into the store.
+/// The messages of one connection on their way into the store, whoever of its clients sent them.
 #[derive(Debug)]
-pub struct Ingest {
+pub struct Gather {
     hub: Arc<Hub>,
-    sender: Identity,
     progress: Arc<CommitProgress>,
+    batch: Vec<Append>,
+    last_sequence: u64,
+}
+
+/// A sender, and where its messages go.
+#[derive(Debug)]
+pub struct Ways {
+    sender: Identity,
     /// The routes that `ways` was made from.
     router: Arc<Router>,
     /// By the name of the output; empty for messages without one.
     ways: HashMap<String, Way>,
-    batch: Vec<Append>,
-    last_sequence: u64,
+}
+
+/// The way of the messages of a connection with one client into the store.
+#[derive(Debug)]
+pub struct Ingest {
+    gather: Gather,
+    ways: Ways,
 }
 
 struct Way {
@@ -79,17 +92,13 @@ impl std::fmt::Debug for Way {
     }
 }
 
-impl Ingest {
-    /// The way of messages of `sender`.
+impl Gather {
+    /// Nothing gathered yet.
     #[must_use]
-    pub fn new(hub: Arc<Hub>, sender: Identity) -> Self {
-        let router = hub.router();
+    pub fn new(hub: Arc<Hub>) -> Self {
         Self {
             hub,
-            sender,
             progress: CommitProgress::new(),
-            router,
-            ways: HashMap::new(),
             batch: Vec::new(),
             last_sequence: 0,
         }
@@ -102,66 +111,49 @@ impl Ingest {
     }
 
     /// Takes a message: routes it and adds it to the batch, or drops it.
-    pub fn take(&mut self, telemetry: Telemetry<'_>, now_ms: u64) -> Outcome {
-        let PublishTopic::Telemetry {
-            device_id,
-            module_id,
-            bag,
-        } = telemetry.topic
-        else {
-            let why = "its topic is none that this hub takes";
-            return self.dropped(DropReason::UnknownTopic, "", &why);
-        };
-        if device_id != self.sender.device_id() || module_id != self.sender.module_id() {
-            return Outcome::Foreign;
-        }
-        let mut message = Message {
-            body: telemetry.body,
-            ..Message::default()
-        };
-        if let Err(error) = bag::decode_into(bag, &mut message) {
-            return self.dropped(DropReason::BadProperties, "", &error);
-        }
-        for (set, key) in [
-            (telemetry.retain, "mqtt-retain"),
-            (telemetry.duplicate, "mqtt-dup"),
-        ] {
-            if set {
-                let value = Some("true".to_owned());
-                message.properties.push(Property {
-                    key: key.to_owned(),
-                    value,
-                });
-            }
-        }
+    pub fn take(
+        &mut self,
+        ways: &mut Ways,
+        sequence: u64,
+        message: &Message,
+        now_ms: u64,
+    ) -> Outcome {
         let output = message.system.get(SystemProperty::OutputName);
         let output = output.unwrap_or_default();
         let size = message.size();
         if size > MAX_MESSAGE_BYTES {
             let why = format_args!("{size} bytes are more than {MAX_MESSAGE_BYTES}");
-            return self.dropped(DropReason::TooLarge, output, &why);
+            return self.dropped(&ways.sender, DropReason::TooLarge, output, &why);
         }
-        if !self.hub.is_router(&self.router) {
-            // Plans of routes that are not in force any more.
-            self.router = self.hub.router();
-            self.ways.clear();
-        }
-        let way = match self.ways.get(output) {
-            Some(way) => way,
-            None => Self::new_way(&mut self.ways, &self.router, &self.sender, output),
-        };
-        way.received.increment(1);
-        if way.plan.is_empty() {
-            return self.dropped(DropReason::NoRoute, output, &"it matches no route");
-        }
-        self.batch.push(Append {
-            sender: self.sender.clone(),
-            message: stored::encode_message(&message),
-            enqueued_ms: now_ms,
-            targets: way.plan.targets(now_ms),
+        let way = ways.way(&self.hub, output);
+        let targets = way.map(|way| {
+            way.received.increment(1);
+            way.plan.targets(now_ms)
         });
-        self.last_sequence = telemetry.sequence;
+        let Some(targets) = targets.filter(|targets| !targets.is_empty()) else {
+            let why = "it matches no route";
+            return self.dropped(&ways.sender, DropReason::NoRoute, output, &why);
+        };
+        self.batch.push(Append {
+            sender: ways.sender.clone(),
+            message: stored::encode_message(message),
+            enqueued_ms: now_ms,
+            targets,
+        });
+        self.last_sequence = sequence;
         Outcome::Gathered
+    }
+
+    /// Counts a message that a head does not take.
+    pub fn dropped(
+        &self,
+        sender: &Identity,
+        reason: DropReason,
+        output: &str,
+        why: &dyn Display,
+    ) -> Outcome {
+        self.hub.dropped(sender, output, reason, why);
+        Outcome::Dropped(reason)
     }
 
     /// The batch gathered so far, if any, for the store.
@@ -178,27 +170,104 @@ impl Ingest {
             ticket,
         })
     }
+}
+
+impl Ways {
+    /// The ways of messages of `sender`.
+    #[must_use]
+    pub fn new(hub: &Hub, sender: Identity) -> Self {
+        Self {
+            sender,
+            router: hub.router(),
+            ways: HashMap::new(),
+        }
+    }
 
     /// Works out the way of an output. A client chooses the names, of up to 64 KiB each: what is
     /// kept of them is bounded.
-    fn new_way<'a>(
-        ways: &'a mut HashMap<String, Way>,
-        router: &Router,
-        sender: &Identity,
-        output: &str,
-    ) -> &'a Way {
-        if ways.len() >= PLANS_MAX || output.len() > PLAN_NAME_BYTES_MAX {
-            ways.clear();
+    fn way(&mut self, hub: &Hub, output: &str) -> Option<&Way> {
+        if !hub.is_router(&self.router) {
+            // Plans of routes that are not in force any more.
+            self.router = hub.router();
+            self.ways.clear();
         }
-        ways.entry(output.to_owned()).or_insert_with(|| Way {
-            plan: router.plan(sender, Some(output).filter(|output| !output.is_empty())),
-            received: metrics::messages_received(sender, output),
-        })
+        let is_known = self.ways.contains_key(output);
+        if !is_known && (self.ways.len() >= PLANS_MAX || output.len() > PLAN_NAME_BYTES_MAX) {
+            self.ways.clear();
+        }
+        if !is_known {
+            let named = Some(output).filter(|output| !output.is_empty());
+            let way = Way {
+                plan: self.router.plan(&self.sender, named),
+                received: metrics::messages_received(&self.sender, output),
+            };
+            self.ways.insert(output.to_owned(), way);
+        }
+        self.ways.get(output)
+    }
+}
+
+impl Ingest {
+    /// The way of messages of `sender`.
+    #[must_use]
+    pub fn new(hub: Arc<Hub>, sender: Identity) -> Self {
+        Self {
+            ways: Ways::new(&hub, sender),
+            gather: Gather::new(hub),
+        }
     }
 
-    fn dropped(&self, reason: DropReason, output: &str, why: &dyn Display) -> Outcome {
-        self.hub.dropped(&self.sender, output, reason, why);
-        Outcome::Dropped(reason)
+    /// How far this connection's messages are committed.
+    #[must_use]
+    pub fn progress(&self) -> &Arc<CommitProgress> {
+        self.gather.progress()
+    }
+
+    /// Takes a message as MQTT has it: routes it and adds it to the batch, or drops it.
+    pub fn take(&mut self, telemetry: Telemetry<'_>, now_ms: u64) -> Outcome {
+        let sender = &self.ways.sender;
+        let PublishTopic::Telemetry {
+            device_id,
+            module_id,
+            bag,
+        } = telemetry.topic
+        else {
+            let why = "its topic is none that this hub takes";
+            return self
+                .gather
+                .dropped(sender, DropReason::UnknownTopic, "", &why);
+        };
+        if device_id != sender.device_id() || module_id != sender.module_id() {
+            return Outcome::Foreign;
+        }
+        let mut message = Message {
+            body: telemetry.body,
+            ..Message::default()
+        };
+        if let Err(error) = bag::decode_into(bag, &mut message) {
+            return self
+                .gather
+                .dropped(sender, DropReason::BadProperties, "", &error);
+        }
+        for (set, key) in [
+            (telemetry.retain, "mqtt-retain"),
+            (telemetry.duplicate, "mqtt-dup"),
+        ] {
+            if set {
+                let value = Some("true".to_owned());
+                message.properties.push(Property {
+                    key: key.to_owned(),
+                    value,
+                });
+            }
+        }
+        let Self { gather, ways } = self;
+        gather.take(ways, telemetry.sequence, &message, now_ms)
+    }
+
+    /// The batch gathered so far, if any, for the store.
+    pub fn take_batch(&mut self) -> Option<AppendBatch> {
+        self.gather.take_batch()
     }
 }
 
@@ -227,9 +296,9 @@ mod tests {
         let take = |ingest: &mut Ingest, output: &str| {
             let topic = format!("devices/edge1/modules/modA/messages/events/%24.on={output}");
             assert_eq!(ingest.take(telemetry(&topic, 1), 0), Outcome::Gathered);
-            let kept = ingest.ways.keys().map(String::len).sum::<usize>();
+            let kept = ingest.ways.ways.keys().map(String::len).sum::<usize>();
             assert!(kept <= 60_000 + PLANS_MAX * PLAN_NAME_BYTES_MAX, "{kept}");
-            assert!(ingest.ways.len() <= PLANS_MAX);
+            assert!(ingest.ways.ways.len() <= PLANS_MAX);
         };
         for n in 0..200 {
             take(&mut ingest, &format!("short{n}"));
@@ -239,7 +308,7 @@ mod tests {
             take(&mut ingest, &format!("short{n}"));
         }
         take(&mut ingest, "");
-        assert!(ingest.ways.contains_key(""));
+        assert!(ingest.ways.ways.contains_key(""));
     }
 
     #[tokio::test]

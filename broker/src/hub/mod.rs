@@ -10,7 +10,7 @@ mod registry;
 mod services;
 
 pub use drop_log::DROP_LOG_PERIOD;
-pub use ingest::{Ingest, Outcome, Telemetry};
+pub use ingest::{Gather, Ingest, Outcome, Telemetry, Ways};
 pub use outlet::{
     C2D_STREAM, Delivery, DeliveryToken, Features, INPUT_SLOTS_MAX, OUTBOX_EVENTS_MAX, OfferError,
     Outlet, Settlement, ToClient, TwinResponse,

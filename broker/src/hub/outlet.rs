@@ -108,6 +108,12 @@ pub struct Delivery {
 pub enum Settlement {
     /// The client has it (PUBACK, accepted; for QoS 0: written).
     Done,
+    /// The client gave it back (AMQP's released and modified): it is sent again, in its place, a
+    /// limited number of times (design.md D8). A cloud-to-device message is abandoned upstream.
+    Released,
+    /// The client does not want it (AMQP's rejected): dropped and counted. A cloud-to-device
+    /// message is rejected upstream.
+    Rejected,
     /// It can never be sent to this client over this protocol (too large, topic too long):
     /// dropped and counted.
     Undeliverable,

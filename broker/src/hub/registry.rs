@@ -155,6 +155,17 @@ impl Registry {
         }
     }
 
+    /// What is judged when the scope changes: a credential was renewed. Nothing when the connection
+    /// is not the live one any more.
+    fn renew(&self, generation: u64, claim: Claim) {
+        let mut state = self.state.lock();
+        if let Some(slot) = state.slots.get_mut(&claim.identity)
+            && slot.generation == generation
+        {
+            slot.claim = Arc::new(claim);
+        }
+    }
+
     /// Whether the identity's live connection was announced to the services.
     pub(super) fn is_announced(&self, identity: &Identity) -> bool {
         let state = self.state.lock();
@@ -242,6 +253,13 @@ impl Registration {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.registry.is_live(&self.identity, self.generation)
+    }
+
+    /// The client has presented a newer credential, which was found good.
+    pub fn renew(&self, claim: Claim) {
+        if claim.identity == self.identity {
+            self.registry.renew(self.generation, claim);
+        }
     }
 
     /// Whether its session is clean.

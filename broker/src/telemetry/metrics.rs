@@ -102,6 +102,10 @@ pub enum DropReason {
     NoRoute,
     /// The store did not take it.
     NotStored,
+    /// The client at its endpoint rejected it (design.md D8).
+    Rejected,
+    /// The client at its endpoint gave it back too often (design.md D8).
+    ReleasedTooOften,
     /// It is larger than 256 KiB (design.md D5).
     TooLarge,
     /// Its time to live was over before its endpoint had it.
@@ -121,6 +125,8 @@ impl DropReason {
             Self::Damaged => "damaged",
             Self::NoRoute => "no_route",
             Self::NotStored => "not_stored",
+            Self::Rejected => "rejected",
+            Self::ReleasedTooOften => "released_too_often",
             Self::TooLarge => "too_large",
             Self::TtlExpiry => "ttl_expiry",
             Self::Undeliverable => "undeliverable",
@@ -197,6 +203,12 @@ pub fn messages_unacknowledged(from: &Identity) -> Counter {
         "from_route_output" => "",
         "ms_telemetry" => "True"
     )
+}
+
+/// `edgehub_amqp_links_refused_total`, by condition. Those that this hub says are few; it says none
+/// that a peer made up.
+pub fn links_refused(condition: &str) -> Counter {
+    counter!("edgehub_amqp_links_refused_total", "condition" => condition.to_owned())
 }
 
 /// `edgehub_queue_length`, unsettled messages of one queue.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use edgehub_proto::identity::Identity;
 use edgehub_storage::{Outcome, QueueId};
 
-use super::limits::{GONE_MAX, WINDOW_DEFAULT, WINDOW_MAX};
+use super::limits::{DELIVERIES_MAX, GONE_MAX, WINDOW_DEFAULT, WINDOW_MAX};
 use super::stream::{Item, Source, Stream};
 use crate::hub::{C2D_STREAM, DeliveryToken, Settlement};
 use crate::telemetry::metrics::DropReason;
@@ -253,7 +253,7 @@ impl<Q> Machine<Q> {
     }
 
     fn settle(&mut self, token: DeliveryToken, settlement: Settlement) {
-        let Some((index, item)) = self.take_out(token) else {
+        let Some((index, mut item)) = self.take_out(token) else {
             self.ignored += 1;
             return;
         };
@@ -265,6 +265,22 @@ impl<Q> Machine<Q> {
             Settlement::Undeliverable => {
                 self.end(index, &item, Some(DropReason::Undeliverable));
                 Outcome::Dropped
+            }
+            Settlement::Rejected => {
+                self.end(index, &item, Some(DropReason::Rejected));
+                Outcome::Dropped
+            }
+            Settlement::Released if item.releases + 1 >= DELIVERIES_MAX => {
+                self.end(index, &item, Some(DropReason::ReleasedTooOften));
+                Outcome::Dropped
+            }
+            Settlement::Released => {
+                item.releases += 1;
+                item.redelivered = true;
+                if let Some(stream) = self.streams.get_mut(index) {
+                    stream.put_back(item);
+                }
+                return;
             }
             Settlement::NotSubscribed => {
                 if let Some(input) = self.input_of(index) {
