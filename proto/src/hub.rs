@@ -9,6 +9,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
@@ -36,6 +37,15 @@ impl Needs {
     pub fn any(self) -> bool {
         self.desired || self.methods || self.cloud_to_device
     }
+}
+
+/// What a client says about itself when it connects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientInfo {
+    /// Its product information (`DeviceClientType`, `com.microsoft:client-version`).
+    pub product_info: Option<Arc<str>>,
+    /// The id of its Plug and Play model.
+    pub model_id: Option<Arc<str>>,
 }
 
 /// Whether the upstream can be reached.
@@ -82,6 +92,10 @@ pub trait Upstream: Send + Sync + fmt::Debug {
     /// States what `identity` needs from now on; replaces what was said before. Returns at once.
     /// [`Needs::default`] gives everything up: the connection may then be closed.
     fn need(&self, identity: &Identity, needs: Needs);
+
+    /// States what is known of `identity` from now on; replaces what was said before. It counts for
+    /// connections that are opened for it later.
+    fn describe(&self, identity: &Identity, info: &ClientInfo);
 
     /// Fetches the identity's twin: `{"desired":{…,"$version":n},"reported":{…,"$version":m}}`.
     ///

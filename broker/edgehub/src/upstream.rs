@@ -7,7 +7,7 @@ use edgehub_auth::sas_signer::TokenSource;
 use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_auth::tls;
 use edgehub_bridge::proxy::Proxy;
-use edgehub_bridge::{Bridge, BridgeConfig, BridgeDeps};
+use edgehub_bridge::{Bridge, BridgeConfig, BridgeDeps, Protocol};
 use edgehub_broker::config::{Settings, UpstreamProtocol};
 use edgehub_broker::routing::{DEFAULT_PRIORITY, UPSTREAM_ENDPOINT};
 use edgehub_proto::clock::Clock;
@@ -58,6 +58,9 @@ pub(crate) fn start(
 
     let upstream = &settings.upstream;
     let mut config = BridgeConfig::new(&upstream.host, own_device);
+    config.protocol = protocol(upstream.protocol);
+    config.amqp_port = upstream.amqp_port;
+    config.amqp_pool_size = upstream.pool_size;
     config.mqtt_port = upstream.mqtt_port;
     config.https_port = upstream.https_port;
     config.local_address = settings.outgoing_address();
@@ -68,7 +71,6 @@ pub(crate) fn start(
         tracing::error!("{error}: going on without a proxy");
         None
     });
-    config.websocket = upstream.protocol == UpstreamProtocol::MqttWs;
     config.track_device_state = settings.track_device_state;
     config.lanes.idle_close = settings.upstream_idle.unwrap_or(NEVER);
     config.scope.period = settings.scope_refresh_period;
@@ -87,11 +89,17 @@ pub(crate) fn start(
     } else {
         "IoT Hub"
     };
-    let how = if config.websocket {
-        "MQTT over WebSocket"
-    } else {
-        "MQTT"
-    };
+    let how = config.protocol;
     tracing::info!("Upstream is {via} at {}, over {how}", upstream.host);
     Ok(Bridge::start(config, deps, tasks, stop)?)
+}
+
+fn protocol(setting: UpstreamProtocol) -> Protocol {
+    match setting {
+        UpstreamProtocol::Amqp => Protocol::Amqp,
+        UpstreamProtocol::AmqpWs => Protocol::AmqpWs,
+        UpstreamProtocol::AmqpOrWs => Protocol::AmqpOrWs,
+        UpstreamProtocol::Mqtt => Protocol::Mqtt,
+        UpstreamProtocol::MqttWs => Protocol::MqttWs,
+    }
 }

@@ -3,15 +3,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use edgehub_amqp::connection::{Connection, LinkId, Outgoing, SendError, Sent};
+use edgehub_amqp::connection::{Attach, Connection, LinkId, Outgoing, SendError, Sent};
 use edgehub_amqp::message::MessageId;
 use edgehub_amqp::performative::Outcome;
 use edgehub_auth::authenticator::Claim;
+use edgehub_proto::hub::ClientInfo;
 use edgehub_proto::identity::Identity;
 use tokio::sync::mpsc;
 
 use super::limits::{TWIN_IDS_MAX, WAITING_MAX};
-use super::links::{Kind, Links};
+use super::links::{CLIENT_VERSION, Kind, Links, MODEL_ID};
 use super::{message, twin};
 use crate::hub::{
     Delivery, DeliveryToken, Features, Hub, OUTBOX_EVENTS_MAX, Registration, Settlement, ToClient,
@@ -118,9 +119,22 @@ impl Client {
     }
 
     /// A link is new or attached anew.
-    pub(super) fn attached(&mut self, kind: Kind) {
-        if kind == Kind::TwinResponses {
-            self.wants_desired = true;
+    pub(super) fn attached(&mut self, kind: Kind, attach: &Attach, hub: &Hub) {
+        match kind {
+            Kind::TwinResponses => self.wants_desired = true,
+            Kind::Telemetry => {
+                // SDKs say it here; other links leave it out, which means nothing.
+                let text = |key| attach.property(key).map(Arc::from);
+                let known = hub.client_info(&self.identity);
+                let info = ClientInfo {
+                    product_info: text(CLIENT_VERSION).or(known.product_info),
+                    model_id: text(MODEL_ID).or(known.model_id),
+                };
+                hub.describe(&self.identity, info);
+                let model_id = hub.client_info(&self.identity).model_id;
+                self.ways.set_model_id(model_id);
+            }
+            _ => {}
         }
     }
 

@@ -299,7 +299,10 @@ impl Head {
         match self.claim(&identity, &waiting.attach) {
             Ok((claim, proof)) => {
                 self.asked.insert(identity, vec![waiting]);
-                let options = ConnectOptions::default();
+                let options = ConnectOptions {
+                    info: None,
+                    clean_session: false,
+                };
                 self.jobs.push_back(Job::Connect(claim, proof, options));
             }
             Err(error) => self.refuse(link, &waiting.attach, Some(&identity), &error),
@@ -345,7 +348,7 @@ impl Head {
             self.owners.remove(&older);
             self.engine.detach(older, None);
         }
-        client.attached(kind);
+        client.attached(kind, attach, &self.hub);
         self.owners.insert(link, (Some(identity.clone()), kind));
         self.engine.accept(link, &links::terms(kind, attach));
         client.announce(&self.hub);

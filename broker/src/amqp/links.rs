@@ -14,6 +14,11 @@ const CORRELATION: &str = "com.microsoft:channel-correlation-id";
 /// Link property with the chain of an identity that another acts for.
 pub(super) const AUTH_CHAIN: &str = "com.microsoft:auth-chain";
 
+/// Link property with the product information of a client.
+pub(super) const CLIENT_VERSION: &str = "com.microsoft:client-version";
+/// Link property with the id of a client's model.
+pub(super) const MODEL_ID: &str = "com.microsoft:model-id";
+
 /// What a link of an identity is for. The peer sends or receives, as said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {

@@ -71,7 +71,7 @@ impl Telemetry {
         };
         self.sequence += 1;
         let mut gathered = false;
-        for message in &messages {
+        for message in messages {
             let outcome = self.gather.take(ways, self.sequence, message, now_ms);
             gathered |= outcome == Outcome::Gathered;
         }

@@ -214,7 +214,7 @@ impl Environment {
     }
 
     /// Names variable, value, expected form and default (A1.1).
-    fn bad(&mut self, name: &str, expected: &str, used: &str) {
+    pub(super) fn bad(&mut self, name: &str, expected: &str, used: &str) {
         let value = self.text(name).unwrap_or_default();
         let shown = if value.chars().count() <= VALUE_SHOWN_MAX {
             format!("{name} is {value:?}, which is not {expected}; using {used}")

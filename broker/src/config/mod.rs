@@ -22,6 +22,8 @@ use crate::twin::TwinConfig;
 
 /// Longest period that a setting may name, seconds: a year. Sums of times cannot overflow then.
 const PERIOD_SECS_MAX: u64 = 86_400 * 365;
+/// Largest `IotHubConnectionPoolSize`.
+const POOL_SIZE_MAX: u64 = 100;
 
 /// How hard the store holds what it commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +37,16 @@ pub enum StorageSync {
 /// The protocols towards IoT Hub or the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamProtocol {
+    /// AMQP over TLS.
+    Amqp,
+    /// AMQP over WebSocket, on the HTTPS port.
+    AmqpWs,
+    /// Unset: AMQP over TLS, over WebSocket when nothing comes of that (design.md D18).
+    AmqpOrWs,
     /// MQTT over TLS.
     Mqtt,
     /// MQTT over WebSocket, on the HTTPS port.
     MqttWs,
-    /// Named by its setting, not there yet.
-    Unsupported(&'static str),
 }
 
 /// Ports of the listeners, all on one address.
@@ -71,6 +77,9 @@ pub struct UpstreamSettings {
     pub amqp_port: u16,
     /// `UpstreamHttpsPort`, 443.
     pub https_port: u16,
+    /// AMQP connections that are opened before any takes a second identity.
+    /// `IotHubConnectionPoolSize`, 1.
+    pub pool_size: usize,
     /// `https_proxy` as given, which may hold a password, and `no_proxy`; for WebSocket protocols
     /// and HTTPS.
     pub proxy: ProxySettings,
@@ -188,11 +197,6 @@ pub enum SettingsError {
     /// The connection string cannot be used.
     #[error("IotHubConnectionString: {0}")]
     ConnectionString(#[from] ConnectionStringError),
-    /// A protocol that this build does not have, or none that there is.
-    #[error(
-        "UpstreamProtocol is {0}; this build speaks Mqtt and MqttWs upstream: set UpstreamProtocol to one of them"
-    )]
-    Protocol(&'static str),
 }
 
 /// Settings, and what was wrong with the values that have a default.
@@ -231,7 +235,7 @@ impl Settings {
             return Err(SettingsError::Missing(missing));
         }
         let connection_string = ConnectionString::parse(&connection)?;
-        let upstream = upstream(&mut env, &connection_string.host)?;
+        let upstream = upstream(&mut env, &connection_string.host);
         let routes = routes(&mut env);
         let ttl = env.integer("StoreAndForward__TimeToLiveSecs", -1);
         let settings = Self {
@@ -315,27 +319,23 @@ impl Settings {
     }
 }
 
-fn upstream(env: &mut Environment, hub_host: &str) -> Result<UpstreamSettings, SettingsError> {
-    let protocol = env
-        .text("UpstreamProtocol")
-        .map_or(UpstreamProtocol::Unsupported("unset (Amqp)"), protocol);
-    if let UpstreamProtocol::Unsupported(name) = protocol {
-        return Err(SettingsError::Protocol(name));
-    }
+fn upstream(env: &mut Environment, hub_host: &str) -> UpstreamSettings {
+    let protocol = protocol(env);
     let parent = env.text("IOTEDGE_GATEWAYHOSTNAME").map(str::to_owned);
-    Ok(UpstreamSettings {
+    UpstreamSettings {
         nested: parent.is_some(),
         host: parent.unwrap_or_else(|| hub_host.to_owned()),
         protocol,
         mqtt_port: env.port("UpstreamMqttPort", 8883),
         amqp_port: env.port("UpstreamAmqpPort", 5671),
         https_port: env.port("UpstreamHttpsPort", 443),
+        pool_size: connections(env),
         proxy: ProxySettings {
             https_proxy: env.text("https_proxy").unwrap_or_default().to_owned(),
             no_proxy: env.text("no_proxy").unwrap_or_default().to_owned(),
         },
         operation_max: Duration::from_secs(env.bounded("CloudOperationTimeoutSecs", 20, 1..=600)),
-    })
+    }
 }
 
 fn twins(env: &mut Environment) -> TwinConfig {
@@ -350,21 +350,34 @@ fn twins(env: &mut Environment) -> TwinConfig {
     }
 }
 
-/// The protocol of a name, in any case, or of its number in the reference.
-fn protocol(text: &str) -> UpstreamProtocol {
-    const OTHERS: [(&str, &str); 2] = [("0", "Amqp"), ("1", "AmqpWs")];
-    if text == "2" || text.eq_ignore_ascii_case("Mqtt") {
-        return UpstreamProtocol::Mqtt;
-    }
-    if text == "3" || text.eq_ignore_ascii_case("MqttWs") {
-        return UpstreamProtocol::MqttWs;
-    }
-    let other = OTHERS
+/// The protocol of a name, in any case, or of its number in the reference. Unset, and what is none
+/// of them, is AMQP with its fallback.
+fn protocol(env: &mut Environment) -> UpstreamProtocol {
+    const NAMES: [(&str, &str, UpstreamProtocol); 4] = [
+        ("0", "Amqp", UpstreamProtocol::Amqp),
+        ("1", "AmqpWs", UpstreamProtocol::AmqpWs),
+        ("2", "Mqtt", UpstreamProtocol::Mqtt),
+        ("3", "MqttWs", UpstreamProtocol::MqttWs),
+    ];
+    let Some(text) = env.text("UpstreamProtocol") else {
+        return UpstreamProtocol::AmqpOrWs;
+    };
+    let named = NAMES
         .iter()
-        .find(|(number, name)| text == *number || text.eq_ignore_ascii_case(name));
-    UpstreamProtocol::Unsupported(
-        other.map_or("none of Amqp, AmqpWs, Mqtt, MqttWs", |(_, name)| name),
-    )
+        .find(|(number, name, _)| text == *number || text.eq_ignore_ascii_case(name));
+    let protocol = named.map(|(_, _, protocol)| *protocol);
+    protocol.unwrap_or_else(|| {
+        let expected = "one of Amqp, AmqpWs, Mqtt, MqttWs";
+        let used = "Amqp, falling back to AmqpWs";
+        env.bad("UpstreamProtocol", expected, used);
+        UpstreamProtocol::AmqpOrWs
+    })
+}
+
+/// `IotHubConnectionPoolSize`.
+fn connections(env: &mut Environment) -> usize {
+    let size = env.bounded("IotHubConnectionPoolSize", 1, 1..=POOL_SIZE_MAX);
+    usize::try_from(size).unwrap_or(1)
 }
 
 fn tls_versions(env: &mut Environment) -> TlsVersions {

@@ -89,35 +89,41 @@ fn all_missing_settings_are_named_at_once() {
 }
 
 #[test]
-fn any_upstream_protocol_but_mqtt_is_refused_with_its_name() {
-    for (value, name) in [
-        ("Amqp", "UpstreamProtocol is Amqp;"),
-        ("amqpws", "UpstreamProtocol is AmqpWs;"),
-        ("", "UpstreamProtocol is unset (Amqp);"),
-        (
-            "Kafka",
-            "UpstreamProtocol is none of Amqp, AmqpWs, Mqtt, MqttWs;",
-        ),
-    ] {
-        let error = load(&[("UpstreamProtocol", value)])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with(name) && error.contains("speaks Mqtt and MqttWs"),
-            "{error}"
-        );
-        assert_eq!(error.lines().count(), 1);
-    }
+fn every_upstream_protocol_has_a_name_and_a_number() {
     for (value, protocol) in [
-        ("Mqtt", UpstreamProtocol::Mqtt),
+        ("Amqp", UpstreamProtocol::Amqp),
+        ("0", UpstreamProtocol::Amqp),
+        ("amqpws", UpstreamProtocol::AmqpWs),
+        ("1", UpstreamProtocol::AmqpWs),
         ("MQTT", UpstreamProtocol::Mqtt),
         (" mqtt ", UpstreamProtocol::Mqtt),
         ("2", UpstreamProtocol::Mqtt),
         ("MqttWs", UpstreamProtocol::MqttWs),
         ("3", UpstreamProtocol::MqttWs),
+        ("", UpstreamProtocol::AmqpOrWs),
     ] {
         let loaded = load(&[("UpstreamProtocol", value)]).unwrap();
         assert_eq!(loaded.settings.upstream.protocol, protocol, "{value}");
+        assert!(loaded.problems.is_empty());
+    }
+    let loaded = load(&[("UpstreamProtocol", "Kafka")]).unwrap();
+    let protocol = loaded.settings.upstream.protocol;
+    assert_eq!(protocol, UpstreamProtocol::AmqpOrWs);
+    let expected = "UpstreamProtocol is \"Kafka\", which is not one of Amqp, AmqpWs, Mqtt, \
+                    MqttWs; using Amqp, falling back to AmqpWs";
+    assert_eq!(loaded.problems, [expected]);
+}
+
+#[test]
+fn the_pool_of_amqp_connections_has_at_least_one() {
+    let size = |value: &str| {
+        let loaded = load(&[("IotHubConnectionPoolSize", value)]).unwrap();
+        (loaded.settings.upstream.pool_size, loaded.problems.len())
+    };
+    assert_eq!(load(&[]).unwrap().settings.upstream.pool_size, 1);
+    assert_eq!(size("4"), (4, 0));
+    for odd in ["0", "-1", "x", "101"] {
+        assert_eq!(size(odd), (1, 1), "{odd}");
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Ways {
     router: Arc<Router>,
     /// By the name of the output; empty for messages without one.
     ways: HashMap<String, Way>,
+    /// The sender's model, a stamp of each message (spec/core.md 1.2).
+    model_id: Option<Arc<str>>,
 }
 
 /// The way of the messages of a connection with one client into the store.
@@ -115,9 +117,12 @@ impl Gather {
         &mut self,
         ways: &mut Ways,
         sequence: u64,
-        message: &Message,
+        mut message: Message,
         now_ms: u64,
     ) -> Outcome {
+        if let Some(model_id) = &ways.model_id {
+            message.system.set(SystemProperty::ModelId, &**model_id);
+        }
         let output = message.system.get(SystemProperty::OutputName);
         let output = output.unwrap_or_default();
         let size = message.size();
@@ -136,7 +141,7 @@ impl Gather {
         };
         self.batch.push(Append {
             sender: ways.sender.clone(),
-            message: stored::encode_message(message),
+            message: stored::encode_message(&message),
             enqueued_ms: now_ms,
             targets,
         });
@@ -177,10 +182,16 @@ impl Ways {
     #[must_use]
     pub fn new(hub: &Hub, sender: Identity) -> Self {
         Self {
+            model_id: hub.client_info(&sender).model_id,
             sender,
             router: hub.router(),
             ways: HashMap::new(),
         }
+    }
+
+    /// The sender has another model from now on.
+    pub fn set_model_id(&mut self, model_id: Option<Arc<str>>) {
+        self.model_id = model_id;
     }
 
     /// Works out the way of an output. A client chooses the names, of up to 64 KiB each: what is
@@ -262,7 +273,7 @@ impl Ingest {
             }
         }
         let Self { gather, ways } = self;
-        gather.take(ways, telemetry.sequence, &message, now_ms)
+        gather.take(ways, telemetry.sequence, message, now_ms)
     }
 
     /// The batch gathered so far, if any, for the store.

@@ -3,6 +3,7 @@
 //! A head translates frames into calls on [`Hub`] and nothing else; a fourth head would add no
 //! line here.
 
+mod client_infos;
 mod drop_log;
 mod ingest;
 mod outlet;
@@ -18,6 +19,9 @@ pub use outlet::{
 pub use registry::{Registration, Registry, RegistryFull};
 pub use services::{Below, NEEDS_GRACE, ServiceConfig, ServiceParts, Services, TWIN_REQUESTS_MAX};
 
+use client_infos::ClientInfos;
+pub use client_infos::INFO_BYTES_MAX;
+
 use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -29,6 +33,7 @@ use edgehub_auth::authenticator::{
 };
 use edgehub_auth::scope_cache::ScopeCache;
 use edgehub_proto::clock::Clock;
+use edgehub_proto::hub::ClientInfo;
 use edgehub_proto::identity::Identity;
 use edgehub_storage::{Store, StoreError};
 use parking_lot::Mutex;
@@ -91,6 +96,7 @@ pub struct Hub {
     drops: DropLog,
     sessions: SessionStore,
     presence: Presence,
+    infos: ClientInfos,
     /// Held while a client's coming, going or subscribing is told to the services, so that they
     /// hear of all three in the order in which they happened. Taken before a service's lock, and
     /// that before the registry's.
@@ -104,7 +110,9 @@ impl Hub {
     #[must_use]
     pub fn new(parts: HubParts) -> Arc<Self> {
         let sessions = SessionStore::new(parts.store.clone(), parts.tasks, parts.stop);
+        let infos = ClientInfos::new(parts.store.clone());
         Arc::new(Self {
+            infos,
             hub_host: parts.hub_host,
             own_identity: parts.own_identity,
             clock: parts.clock,
@@ -128,8 +136,29 @@ impl Hub {
     /// # Errors
     /// When the store cannot be read.
     pub fn start_services(self: &Arc<Self>, parts: ServiceParts) -> Result<&Services, StoreError> {
+        self.infos.restore()?;
+        for (identity, info) in self.infos.all() {
+            parts.upstream.describe(&identity, &info);
+        }
+        let (hub, stop) = (Arc::clone(self), parts.stop.clone());
+        parts.tasks.spawn(async move { hub.infos.run(stop).await });
         let services = Services::start(self, parts)?;
         Ok(self.services.get_or_init(|| services))
+    }
+
+    /// Takes what a client says about itself, and tells the upstream when that is news.
+    pub fn describe(&self, identity: &Identity, info: ClientInfo) {
+        if let Some(info) = self.infos.record(identity, info)
+            && let Some(services) = self.services.get()
+        {
+            services.describe(identity, &info);
+        }
+    }
+
+    /// What is known of a client.
+    #[must_use]
+    pub fn client_info(&self, identity: &Identity) -> ClientInfo {
+        self.infos.get(identity)
     }
 
     /// The sessions of clients.
@@ -164,6 +193,9 @@ impl Hub {
                 return Err(ConnectError::Refused(error));
             }
         };
+        if let Some(info) = options.info {
+            self.describe(&claim.identity, info);
+        }
         let (registration, outbox) = self
             .registry
             .register(claim.clone(), options.clean_session)?;
@@ -327,6 +359,13 @@ impl Hub {
             tracing::warn!("Sessions cannot be looked through now: {error}");
             return;
         }
+        let is_known =
+            |identity: &Identity| *identity == self.own_identity || scope.get(identity).is_some();
+        for identity in self.infos.retain(is_known) {
+            if let Some(services) = self.services.get() {
+                services.describe(&identity, &ClientInfo::default());
+            }
+        }
         for identity in strangers.into_inner() {
             tracing::info!("{identity} has left the device scope: its session is removed");
             if let Some(services) = self.services.get() {
@@ -450,8 +489,10 @@ impl Hub {
 }
 
 /// How a client connects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectOptions {
+    /// What it says about itself; none: what it said before stays.
+    pub info: Option<ClientInfo>,
     /// Nothing of an earlier session counts: unsettled deliveries start anew.
     pub clean_session: bool,
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_proto::hub::{
-    BoxFuture, CloudToDevice, Connectivity, Downstream, MethodCall, Needs, Upstream,
+    BoxFuture, ClientInfo, CloudToDevice, Connectivity, Downstream, MethodCall, Needs, Upstream,
 };
 use edgehub_proto::identity::Identity;
 use edgehub_proto::message::Message;
@@ -147,6 +147,11 @@ impl Services {
     #[must_use]
     pub fn connectivity(&self) -> watch::Receiver<Connectivity> {
         self.upstream.connectivity()
+    }
+
+    /// What is known of a client has changed.
+    pub(super) fn describe(&self, client: &Identity, info: &ClientInfo) {
+        self.upstream.describe(client, info);
     }
 
     /// Routes lead to other inputs.

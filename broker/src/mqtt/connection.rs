@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use edgehub_auth::authenticator::{AuthnError, Claim, Credential};
+use edgehub_proto::hub::ClientInfo;
 use edgehub_proto::username::MqttUserName;
 use ntex_mqtt::v3::codec::ConnectAckReason;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -154,8 +155,9 @@ async fn admit(
 ) -> Result<(Accepted, bool), Refusal> {
     let hub = &context.hub;
     // Judged before the credential: it takes nobody's place then.
-    let claim = claim(&request)?;
+    let (claim, info) = claim(&request)?;
     let options = ConnectOptions {
+        info: Some(info),
         clean_session: request.clean_session,
     };
     let connected = hub
@@ -190,7 +192,7 @@ async fn admit(
 }
 
 /// What CONNECT claims, or the code and text of the refusal (design.md D6).
-fn claim(request: &ConnectRequest) -> Result<Claim, Refusal> {
+fn claim(request: &ConnectRequest) -> Result<(Claim, ClientInfo), Refusal> {
     let malformed = |text: String| (ConnectAckReason::BadUserNameOrPassword, text);
     let not_authorised = |text: &str| (ConnectAckReason::NotAuthorized, text.to_owned());
     let user_name = request
@@ -213,11 +215,16 @@ fn claim(request: &ConnectRequest) -> Result<Claim, Refusal> {
         .password
         .clone()
         .map_or(Credential::None, Credential::Sas);
-    Ok(Claim {
+    let claim = Claim {
         identity: user_name.identity,
         chain: user_name.auth_chain,
         credential,
-    })
+    };
+    let info = ClientInfo {
+        product_info: user_name.client_type.map(Arc::from),
+        model_id: user_name.model_id.map(Arc::from),
+    };
+    Ok((claim, info))
 }
 
 fn refusal(error: &ConnectError) -> Refusal {
@@ -252,7 +259,8 @@ mod tests {
     }
 
     fn code(request: &ConnectRequest) -> Result<Claim, ConnectAckReason> {
-        claim(request).map_err(|(code, _)| code)
+        let (claim, _) = claim(request).map_err(|(code, _)| code)?;
+        Ok(claim)
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgehub_proto::hub::{BoxFuture, Connectivity, Needs, Upstream, UpstreamError};
+use edgehub_proto::hub::{BoxFuture, ClientInfo, Connectivity, Needs, Upstream, UpstreamError};
 use edgehub_proto::identity::Identity;
 use mqttbytes::v4::{Packet, Publish};
 use parking_lot::Mutex;
@@ -32,6 +32,8 @@ struct Away {
 }
 
 impl Upstream for Away {
+    fn describe(&self, _: &Identity, _: &ClientInfo) {}
+
     fn need(&self, identity: &Identity, needs: Needs) {
         self.needs.lock().push((identity.clone(), needs));
     }

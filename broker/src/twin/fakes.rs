@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgehub_proto::hub::{BoxFuture, Connectivity, Needs, Upstream, UpstreamError};
+use edgehub_proto::hub::{BoxFuture, ClientInfo, Connectivity, Needs, Upstream, UpstreamError};
 use edgehub_proto::identity::Identity;
 use edgehub_proto::message::Message;
 use edgehub_storage::{ConnectionStringWrap, Store, StoreConfig};
@@ -160,6 +160,8 @@ impl FakeUpstream {
 }
 
 impl Upstream for FakeUpstream {
+    fn describe(&self, _: &Identity, _: &ClientInfo) {}
+
     fn need(&self, _: &Identity, _: Needs) {}
 
     fn twin(&self, identity: &Identity) -> BoxFuture<Result<Bytes, UpstreamError>> {

@@ -35,6 +35,10 @@ pub enum Protocol {
     Mqtt,
     /// MQTT over WebSocket on 443.
     MqttWs,
+    /// AMQP on 5671. Only the Node SDK has it.
+    Amqp,
+    /// AMQP over WebSocket on 443. Only the Node SDK has it.
+    AmqpWs,
 }
 
 /// One client, in its own process. Dropping it ends the process.
@@ -89,6 +93,8 @@ impl Agent {
         let protocol = match protocol {
             Protocol::Mqtt => "mqtt",
             Protocol::MqttWs => "mqttws",
+            Protocol::Amqp => "amqp",
+            Protocol::AmqpWs => "amqpws",
         };
         command
             .arg("--ca")
@@ -103,7 +109,8 @@ impl Agent {
         Self::spawn(name, command)
     }
 
-    fn spawn(name: String, mut command: Command) -> Self {
+    /// Starts a process that speaks the protocol of the agents.
+    pub(crate) fn spawn(name: String, mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -4,7 +4,8 @@
 //! Everything here stands outside of the hub: its own MQTT codec ([`mqtt`]), its own HTTP
 //! ([`https`]) and WebSocket ([`websocket`]), tokens made by the lab ([`token`]), Debian's and
 //! Microsoft's clients as child processes ([`program`], [`python`], [`agent`]), the operator
-//! ([`service`]). A helper that cannot do its part panics with the reason: its caller is a test.
+//! ([`service`], or with an SDK [`service_sdk`]). A helper that cannot do its part panics with the
+//! reason: its caller is a test.
 
 #![allow(
     clippy::expect_used,
@@ -16,12 +17,14 @@
 pub mod agent;
 pub mod bystander;
 pub mod https;
+pub mod matrix;
 pub mod mqtt;
 pub mod packets;
 pub mod program;
 pub mod python;
 pub mod registry;
 pub mod service;
+pub mod service_sdk;
 pub mod tls;
 pub mod token;
 pub mod websocket;
