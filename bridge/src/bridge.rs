@@ -17,16 +17,56 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
+    amqp::{AmqpConfig, AmqpDeps, AmqpTransport, Way},
+    client_infos::ClientInfos,
     connectivity::ConnectivityMonitor,
     dial::{Carrier, Dialer},
     judge::Judge,
     lanes::{LaneConfig, LaneCounts},
+    limits,
     mqtt::{MachineConfig, MqttTransport},
     proxy::Proxy,
     pump::{Pump, PumpParts},
     scope::{HttpClient, HttpScopeApi, ScopeConfig, ScopeKeeper, ScopeRefresh},
+    transport::Transport,
     upstream::{UpstreamHandle, upstream},
 };
+
+/// How the upstream is spoken to. `UpstreamProtocol`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// AMQP on its own port.
+    Amqp,
+    /// AMQP in a WebSocket on the HTTPS port.
+    AmqpWs,
+    /// AMQP on its own port, in a WebSocket when nothing comes of that (design.md D18).
+    #[default]
+    AmqpOrWs,
+    /// MQTT on its own port.
+    Mqtt,
+    /// MQTT in a WebSocket on the HTTPS port.
+    MqttWs,
+}
+
+impl Protocol {
+    /// Whether identities share connections.
+    #[must_use]
+    pub fn is_amqp(self) -> bool {
+        matches!(self, Self::Amqp | Self::AmqpWs | Self::AmqpOrWs)
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Amqp => "AMQP",
+            Self::AmqpWs => "AMQP over WebSocket",
+            Self::AmqpOrWs => "AMQP, or AMQP over WebSocket",
+            Self::Mqtt => "MQTT",
+            Self::MqttWs => "MQTT over WebSocket",
+        })
+    }
+}
 
 /// Everything that can be set. [`BridgeConfig::new`] has the defaults.
 #[derive(Clone, Debug)]
@@ -34,11 +74,17 @@ use crate::{
 pub struct BridgeConfig {
     /// Host to connect to: the parent's (`IOTEDGE_GATEWAYHOSTNAME`) if there is one, else the hub's.
     pub upstream_host: String,
+    /// How it is spoken to.
+    pub protocol: Protocol,
+    /// AMQP over TLS at the upstream. `UpstreamAmqpPort`, default 5671.
+    pub amqp_port: u16,
+    /// AMQP connections that are opened before any takes a second identity.
+    /// `IotHubConnectionPoolSize`, default 1.
+    pub amqp_pool_size: usize,
     /// MQTT over TLS at the upstream. `UpstreamMqttPort`, default 8883.
     pub mqtt_port: u16,
-    /// MQTT over WebSocket on the HTTPS port instead (`MqttWs`).
-    pub websocket: bool,
-    /// The proxy of WebSocket and HTTPS connections; MQTT over TCP goes without (upstream.md A11).
+    /// The proxy of WebSocket and HTTPS connections; AMQP and MQTT over TCP go without
+    /// (upstream.md A11).
     pub proxy: Option<Proxy>,
     /// HTTPS at the upstream. `UpstreamHttpsPort`, default 443.
     pub https_port: u16,
@@ -54,9 +100,10 @@ pub struct BridgeConfig {
     pub operation_timeout: Duration,
     /// Whether messages of an identity that is proven gone are dropped. `TrackDeviceState`.
     pub track_device_state: bool,
-    /// Unacknowledged messages per lane.
-    pub window: usize,
-    /// Limits and durations of the lanes. Its window is overwritten by `window`.
+    /// Unacknowledged messages per lane; none: what suits the protocol.
+    pub window: Option<usize>,
+    /// Limits and durations of the lanes. Its window is overwritten by `window`, its number of
+    /// sessions by the protocol's unless it is another than the default.
     pub lanes: LaneConfig,
     /// Limits and time-outs of each MQTT connection. Its window is overwritten by `window`.
     pub mqtt: MachineConfig,
@@ -70,8 +117,10 @@ impl BridgeConfig {
     pub fn new(upstream_host: impl Into<String>, own_device: Identity) -> Self {
         Self {
             upstream_host: upstream_host.into(),
+            protocol: Protocol::default(),
+            amqp_port: 5671,
+            amqp_pool_size: 1,
             mqtt_port: 8883,
-            websocket: false,
             proxy: None,
             https_port: 443,
             own_device,
@@ -80,7 +129,7 @@ impl BridgeConfig {
             connect_timeout: Duration::from_secs(20),
             operation_timeout: Duration::from_secs(20),
             track_device_state: true,
-            window: crate::limits::WINDOW_DEFAULT,
+            window: None,
             lanes: LaneConfig::default(),
             mqtt: MachineConfig::default(),
             scope: ScopeConfig::default(),
@@ -196,27 +245,25 @@ impl Bridge {
             tasks.clone(),
             cancel.clone(),
         ));
-        let (dialer, port, carrier) = if config.websocket {
-            let carrier = Carrier::WebSocket(edgehub_ws::MQTT);
-            (tunnelled, config.https_port, carrier)
+        info!(upstream = %config.upstream_host, "bridge starts over {}", config.protocol);
+        let window = config.window.unwrap_or(if config.protocol.is_amqp() {
+            limits::AMQP_WINDOW_DEFAULT
         } else {
-            (dialer, config.mqtt_port, Carrier::Tls)
-        };
-        info!(upstream = %config.upstream_host, port, "bridge starts over MQTT");
-        let transport = MqttTransport {
+            limits::WINDOW_DEFAULT
+        });
+        let infos = Arc::new(ClientInfos::default());
+        let parts = TransportParts {
             dialer,
-            port,
-            carrier,
-            machine: MachineConfig {
-                window: config.window,
-                ..config.mqtt
-            },
-            product_info: config.product_info.into(),
+            tunnelled,
             tokens,
             scope: Arc::clone(&scope),
+            infos: Arc::clone(&infos),
+            clock: Arc::clone(&clock),
             downstream,
             tasks: tasks.clone(),
+            cancel: cancel.clone(),
         };
+        let transport = parts.transport(&config, window)?;
         let (counts_sender, counts) = watch::channel(LaneCounts::default());
         let walked = Arc::clone(&keeper);
         let judge = Judge {
@@ -226,16 +273,21 @@ impl Bridge {
             has_walked: Box::new(move || walked.has_walked()),
             track_device_state: config.track_device_state,
         };
+        let connections_max = match config.lanes.connections_max {
+            limits::CONNECTIONS_MAX if config.protocol.is_amqp() => limits::AMQP_SESSIONS_MAX,
+            other => other,
+        };
         let lanes = LaneConfig {
-            window: config.window,
+            window,
+            connections_max,
             seed: seed(config.lanes.seed),
             ..config.lanes
         };
-        let (upstream, asked) = upstream(monitor.clone(), config.operation_timeout);
+        let (upstream, asked) = upstream(monitor.clone(), config.operation_timeout, infos);
         let parts = PumpParts {
             config: lanes,
             queues,
-            transport: Arc::new(transport),
+            transport,
             clock,
             monitor: monitor.clone(),
             judge,
@@ -275,6 +327,83 @@ impl Bridge {
     #[must_use]
     pub fn lane_counts(&self) -> watch::Receiver<LaneCounts> {
         self.counts.clone()
+    }
+}
+
+/// What a transport is made of.
+struct TransportParts {
+    dialer: Dialer,
+    /// Through the proxy, where there is one.
+    tunnelled: Dialer,
+    tokens: Arc<TokenSource>,
+    scope: Arc<ScopeCache>,
+    infos: Arc<ClientInfos>,
+    clock: Arc<dyn Clock>,
+    downstream: Arc<dyn Downstream>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl TransportParts {
+    fn transport(
+        self,
+        config: &BridgeConfig,
+        window: usize,
+    ) -> Result<Arc<dyn Transport>, IdentityError> {
+        let (own, https) = (self.dialer, self.tunnelled);
+        let web_socket = |protocol| (https, config.https_port, Carrier::WebSocket(protocol));
+        let amqp = |(dialer, port, carrier)| Way {
+            dialer,
+            port,
+            carrier,
+        };
+        let ways = match config.protocol {
+            Protocol::Amqp => vec![amqp((own, config.amqp_port, Carrier::Tls))],
+            Protocol::AmqpWs => vec![amqp(web_socket(edgehub_ws::AMQP))],
+            Protocol::AmqpOrWs => vec![
+                amqp((own, config.amqp_port, Carrier::Tls)),
+                amqp(web_socket(edgehub_ws::AMQP)),
+            ],
+            Protocol::Mqtt | Protocol::MqttWs => {
+                let (dialer, port, carrier) = if config.protocol == Protocol::Mqtt {
+                    (own, config.mqtt_port, Carrier::Tls)
+                } else {
+                    web_socket(edgehub_ws::MQTT)
+                };
+                return Ok(Arc::new(MqttTransport {
+                    dialer,
+                    port,
+                    carrier,
+                    machine: MachineConfig {
+                        window,
+                        ..config.mqtt.clone()
+                    },
+                    product_info: config.product_info.as_str().into(),
+                    infos: self.infos,
+                    tokens: self.tokens,
+                    scope: self.scope,
+                    downstream: self.downstream,
+                    tasks: self.tasks,
+                }));
+            }
+        };
+        let amqp = AmqpConfig {
+            ways,
+            pool_size: config.amqp_pool_size,
+            own_device: config.own_device.clone(),
+            product_info: config.product_info.clone(),
+            operation_timeout: config.operation_timeout,
+        };
+        let deps = AmqpDeps {
+            tokens: self.tokens,
+            scope: self.scope,
+            infos: self.infos,
+            clock: self.clock,
+            downstream: self.downstream,
+            tasks: self.tasks,
+            cancel: self.cancel,
+        };
+        Ok(Arc::new(AmqpTransport::new(amqp, deps)?))
     }
 }
 

@@ -37,6 +37,7 @@ impl Hub {
         change: impl FnOnce(&mut BridgeConfig),
     ) -> Self {
         let mut config = BridgeConfig::new(parent.address.to_string(), id("edge2"));
+        config.protocol = Protocol::Mqtt;
         config.mqtt_port = mqtt_port;
         config.https_port = https_port;
         config.product_info = "EdgeHub/1 test".to_owned();

@@ -146,6 +146,11 @@ pub(crate) fn refused_subscription(filter: &'static str) {
         .increment(1);
 }
 
+/// Counts deliveries that the upstream did not take, by the class of its error.
+pub(crate) fn refused_delivery(class: &'static str) {
+    metrics::counter!("edgehub_upstream_deliveries_refused_total", "class" => class).increment(1);
+}
+
 /// Counts a direct method from upstream that was answered, with the time that it took.
 pub(crate) fn method_answered(to: &Identity, took: Duration) {
     let to = to.as_str().to_owned();

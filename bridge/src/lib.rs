@@ -1,8 +1,8 @@
 //! What goes up and comes down: the client side towards IoT Hub or the parent's hub.
 //!
 //! Start with [`Bridge::start`]. Inside, [`lanes`] decides (pure), [`transport`] is the seam to the
-//! upstream protocols of which [`mqtt`] is one, the pump carries out, and [`scope`] keeps our copy
-//! of the hierarchy. Nothing here serves children: broker and bridge do not see each other. What
+//! upstream protocols, which are [`amqp`] and [`mqtt`], the pump carries out, and [`scope`] keeps our
+//! copy of the hierarchy. Nothing here serves children: broker and bridge do not see each other. What
 //! they say to each other is [`edgehub_proto::hub`]: the broker asks through [`Bridge::upstream`],
 //! and what arrives goes to the `Downstream` that the bridge was started with.
 //!
@@ -19,8 +19,10 @@
 
 #![deny(missing_docs)]
 
+pub mod amqp;
 mod bridge;
 mod bucket;
+pub mod client_infos;
 mod connectivity;
 mod counters;
 mod dial;
@@ -38,5 +40,5 @@ mod test_support;
 pub mod transport;
 mod upstream;
 
-pub use bridge::{Bridge, BridgeConfig, BridgeDeps, BridgeError};
+pub use bridge::{Bridge, BridgeConfig, BridgeDeps, BridgeError, Protocol};
 pub use dial::{ByteIo, Carrier, DialError, Dialer};

@@ -126,3 +126,67 @@ pub const ARRIVALS_HELD_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of answers and acknowledgements that the upstream has not read: the largest answers to all
 /// [`METHOD_CALLS_MAX`] calls. With more the session ends.
 pub const ANSWERS_BYTES_MAX: usize = 9 * 1024 * 1024;
+
+/// Identities of one AMQP connection: IoT Hub admits 999 tokens (spec/upstream.md A3).
+pub const AMQP_IDENTITIES_MAX: usize = 900;
+
+/// Sessions over AMQP, opening ones included: that many share ten connections.
+pub const AMQP_SESSIONS_MAX: usize = 9_000;
+
+/// Messages in flight per lane over AMQP, where several of them are one delivery.
+pub const AMQP_WINDOW_DEFAULT: usize = 256;
+
+/// Messages of one batch.
+pub const AMQP_BATCH_MESSAGES_MAX: usize = 64;
+
+/// Bytes of one batch: what IoT Hub takes.
+pub const AMQP_BATCH_BYTES_MAX: usize = 262_144;
+
+/// Bytes of one encoded message that is sent alone. A larger one is dropped as too large.
+pub const AMQP_SINGLE_BYTES_MAX: usize = 1_048_576;
+
+/// Batches of one identity that are unsettled.
+pub const AMQP_BATCHES_MAX: usize = 8;
+
+/// Largest AMQP frame in either direction, bytes.
+pub const AMQP_FRAME_BYTES_MAX: u32 = 65_536;
+
+/// Highest channel that the upstream may use.
+pub const AMQP_CHANNEL_MAX: u16 = 8_191;
+
+/// Highest handle that the upstream may use in a session.
+pub const AMQP_HANDLE_MAX: u32 = 255;
+
+/// Transfers that the upstream may send in a session before it hears of us.
+pub const AMQP_INCOMING_WINDOW: u32 = 2_048;
+
+/// Largest delivery from upstream, bytes.
+pub const AMQP_DELIVERY_BYTES_MAX: u64 = 1_048_576;
+
+/// Bytes of output that the upstream has not taken. Beyond it no deliveries are added.
+pub const AMQP_OUTPUT_BYTES_MAX: usize = 524_288;
+
+/// Cloud-to-device messages of one identity that the upstream may have under way to us.
+pub const AMQP_CLOUD_TO_DEVICE_CREDIT: u32 = 50;
+
+/// Direct methods and twin answers of one identity that the upstream may have under way to us.
+pub const AMQP_REPLY_CREDIT: u32 = 50;
+
+/// Put-tokens of one connection that are not answered.
+pub const AMQP_TOKENS_UNDER_WAY_MAX: usize = 50;
+
+/// What sessions tell one AMQP connection and it has not taken. Who finds no room waits.
+pub const AMQP_INPUTS_MAX: usize = 1_024;
+
+/// Bytes of methods' answers of one identity that the upstream gives no credit for. Further answers
+/// are dropped: their callers' time runs out.
+pub const AMQP_ANSWERS_BYTES_MAX: usize = 1_048_576;
+
+/// Bytes of cloud-to-device messages of one identity that are with us. Further ones are released.
+pub const AMQP_CLOUD_TO_DEVICE_BYTES_MAX: usize = 4_194_304;
+
+/// Bytes read from an AMQP connection at once.
+pub const AMQP_READ_CHUNK_BYTES: usize = 16 * 1024;
+
+/// Attempts to connect that one AMQP connection has under way at once.
+pub const AMQP_DIALS_MAX: usize = 4;

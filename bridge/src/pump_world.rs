@@ -251,7 +251,7 @@ impl World {
             track_device_state: self.track,
         };
         let (counts, _) = watch::channel(LaneCounts::default());
-        let (upstream, asked) = upstream(monitor.clone(), Duration::from_secs(20));
+        let (upstream, asked) = upstream(monitor.clone(), Duration::from_secs(20), Arc::default());
         let parts = PumpParts {
             config: LaneConfig {
                 seed: 5,

@@ -209,3 +209,14 @@ impl Downstream for FakeDownstream {
         self.push(identity, Heard::Established);
     }
 }
+
+/// A TLS configuration that trusts nobody.
+pub(crate) fn no_tls() -> Arc<tokio_rustls::rustls::ClientConfig> {
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = tokio_rustls::rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(tokio_rustls::rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    Arc::new(config)
+}

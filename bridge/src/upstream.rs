@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use edgehub_proto::{
-    hub::{BoxFuture, Connectivity, Needs, Upstream, UpstreamError},
+    hub::{BoxFuture, ClientInfo, Connectivity, Needs, Upstream, UpstreamError},
     identity::Identity,
 };
 use parking_lot::Mutex;
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, mpsc::error::TrySendError, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
+    client_infos::ClientInfos,
     connectivity::ConnectivityMonitor,
     limits,
     transport::{TwinAnswer, TwinAsk},
@@ -73,12 +74,14 @@ pub(crate) struct UpstreamHandle {
     requests: mpsc::Sender<Asking>,
     monitor: ConnectivityMonitor,
     operation_timeout: Duration,
+    infos: Arc<ClientInfos>,
 }
 
 /// Makes the two ends. `operation_timeout` bounds every request.
 pub(crate) fn upstream(
     monitor: ConnectivityMonitor,
     operation_timeout: Duration,
+    infos: Arc<ClientInfos>,
 ) -> (UpstreamHandle, Asked) {
     let wishes = Arc::new(Wishes::default());
     let (requests, receiver) = mpsc::channel(limits::REQUESTS_MAX);
@@ -87,6 +90,7 @@ pub(crate) fn upstream(
         requests,
         monitor,
         operation_timeout,
+        infos,
     };
     let asked = Asked {
         wishes,
@@ -131,6 +135,10 @@ impl Upstream for UpstreamHandle {
         self.wishes.state(identity, needs);
     }
 
+    fn describe(&self, identity: &Identity, info: &ClientInfo) {
+        self.infos.set(identity, info);
+    }
+
     fn twin(&self, identity: &Identity) -> BoxFuture<Result<Bytes, UpstreamError>> {
         let answer = self.ask(identity, TwinAsk::Get);
         Box::pin(async move { Ok(answer.await?.body) })
@@ -170,7 +178,7 @@ mod tests {
 
     fn ends() -> (UpstreamHandle, Asked) {
         let monitor = ConnectivityMonitor::new(id("edge1/$edgeHub"));
-        upstream(monitor, Duration::from_secs(20))
+        upstream(monitor, Duration::from_secs(20), Arc::default())
     }
 
     const METHODS: Needs = Needs {

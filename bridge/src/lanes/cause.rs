@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub enum CloseCause {
     /// The upstream cannot serve now (MQTT: CONNACK 3).
     Busy(Arc<str>),
+    /// The upstream ended an open session (AMQP: detach or end) on a connection that goes on.
+    Detached(Arc<str>),
     /// Something on our side, such as a token that could not be made.
     Local(Arc<str>),
     /// An open session broke or fell silent.
@@ -31,6 +33,7 @@ impl std::fmt::Display for CloseCause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Busy(text) => write!(f, "upstream is not available: {text}"),
+            Self::Detached(text) => write!(f, "detached by the upstream: {text}"),
             Self::Local(text) => write!(f, "cannot connect for a local reason: {text}"),
             Self::Lost(text) => write!(f, "connection lost: {text}"),
             Self::OutOfScope => f.write_str("identity has no usable auth chain in the scope"),
@@ -86,6 +89,7 @@ impl CloseCause {
         match self {
             //                          failure  link   cut short  refresh  suspect head
             Self::Busy(_) => row(true, Answered, true, false, false),
+            Self::Detached(_) => row(true, Answered, false, false, true),
             Self::Local(_) => row(true, Neutral, false, false, false),
             Self::Lost(_) => row(true, Silent, true, false, true),
             Self::OutOfScope => row(true, Neutral, false, true, false),
@@ -107,6 +111,7 @@ mod tests {
         let text = || Arc::<str>::from("x");
         let all = [
             CloseCause::Busy(text()),
+            CloseCause::Detached(text()),
             CloseCause::Local(text()),
             CloseCause::Lost(text()),
             CloseCause::OutOfScope,

@@ -33,7 +33,7 @@ pub struct Outgoing {
 pub enum Disposition {
     /// The upstream has it.
     Accepted,
-    /// It can never be sent over this protocol.
+    /// It can never be sent, or its time is over.
     Unsendable(DropReason),
 }
 
@@ -44,6 +44,8 @@ pub enum DropReason {
     CorruptRecord,
     /// Its sender was removed or disabled, which our own completed view of the scope proves.
     DeviceInvalidState,
+    /// Refused by the upstream for what it is, alone in its delivery.
+    Rejected,
     /// Larger than the upstream protocol can carry.
     TooLarge,
     /// Its time to live was over before it could be sent.
@@ -57,6 +59,7 @@ impl DropReason {
         match self {
             Self::CorruptRecord => "corrupt_record",
             Self::DeviceInvalidState => "device_invalid_state",
+            Self::Rejected => "rejected",
             Self::TooLarge => "too_large",
             Self::TtlExpiry => "ttl_expiry",
         }
@@ -66,7 +69,9 @@ impl DropReason {
     pub(crate) fn outcome(self) -> Outcome {
         match self {
             Self::TtlExpiry => Outcome::Expired,
-            Self::CorruptRecord | Self::DeviceInvalidState | Self::TooLarge => Outcome::Dropped,
+            Self::CorruptRecord | Self::DeviceInvalidState | Self::Rejected | Self::TooLarge => {
+                Outcome::Dropped
+            }
         }
     }
 }

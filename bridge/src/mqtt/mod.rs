@@ -38,6 +38,7 @@ pub use machine::{Machine, MachineEvent};
 pub use terms::{Connack, ConnectParams, MachineConfig, MachineError, PublishError, Received};
 
 use crate::{
+    client_infos::ClientInfos,
     dial::{Carrier, Dialer},
     lanes::CloseCause,
     transport::{Command, OpenRequest, SessionEvent, Transport},
@@ -56,6 +57,8 @@ pub struct MqttTransport {
     pub machine: MachineConfig,
     /// `DeviceClientType` of the user name.
     pub product_info: Arc<str>,
+    /// What clients say about themselves.
+    pub infos: Arc<ClientInfos>,
     /// Our own hub's tokens.
     pub tokens: Arc<TokenSource>,
     /// Where auth chains come from.
@@ -120,9 +123,9 @@ impl MqttTransport {
             user_name: username::format(
                 self.dialer.host(),
                 identity,
-                &self.product_info,
+                &self.infos.product_info(identity, &self.product_info),
                 &chain,
-                None,
+                self.infos.model_id(identity).as_deref(),
             ),
             password: token.into_text(),
         };
