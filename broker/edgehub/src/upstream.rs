@@ -9,6 +9,7 @@ use edgehub_auth::tls;
 use edgehub_bridge::proxy::Proxy;
 use edgehub_bridge::{Bridge, BridgeConfig, BridgeDeps, Protocol};
 use edgehub_broker::config::{Settings, UpstreamProtocol};
+use edgehub_broker::hub::stored_client_infos;
 use edgehub_broker::routing::{DEFAULT_PRIORITY, UPSTREAM_ENDPOINT};
 use edgehub_proto::clock::Clock;
 use edgehub_proto::hub::Downstream;
@@ -83,6 +84,7 @@ pub(crate) fn start(
         tls: tls::client_config(&bundle)?,
         clock,
         downstream,
+        infos: stored_client_infos(store).context("the store cannot be read")?,
     };
     let via = if upstream.nested {
         "the parent"

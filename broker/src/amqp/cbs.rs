@@ -68,7 +68,12 @@ pub(super) enum Asked {
 }
 
 /// Reads a request. The identity comes from the token alone, not from the name (spec/amqp.md 3).
-pub(super) fn read(received: Received, payload: &Bytes) -> Asked {
+/// `is_known` says whether an identity is in the scope.
+pub(super) fn read(
+    received: Received,
+    payload: &Bytes,
+    is_known: impl Fn(&Identity) -> bool,
+) -> Asked {
     let put = match PutToken::parse(payload) {
         Ok(put) => put,
         Err((message_id, error)) => {
@@ -79,7 +84,7 @@ pub(super) fn read(received: Received, payload: &Bytes) -> Asked {
     let text = put.token.expose().clone();
     let known = |kind: &&str| put.token_type.eq_ignore_ascii_case(kind);
     let judged = if TOKEN_TYPES.iter().any(|kind| known(&kind)) {
-        owner(&text)
+        owner(&text, is_known)
     } else {
         Err("the type of the token is not known".to_owned())
     };
@@ -106,15 +111,20 @@ pub(super) fn read(received: Received, payload: &Bytes) -> Asked {
     }
 }
 
-/// Whom a token is made out to, and until when.
-fn owner(text: &str) -> Result<(Identity, u64), String> {
+/// Whom a token is made out to, and until when. How often its audience was encoded is the client's
+/// secret, and a percent sign is a letter of ids: of the readings the first counts that is known,
+/// else the last.
+fn owner(text: &str, is_known: impl Fn(&Identity) -> bool) -> Result<(Identity, u64), String> {
     let token = SasToken::parse(text).map_err(|error| error.to_string())?;
-    let identity = sas::audiences(token.resource_raw())
-        .find_map(|audience| match &audience.module_id {
+    let readings: Vec<Identity> = sas::audiences(token.resource_raw())
+        .filter_map(|audience| match &audience.module_id {
             Some(module) => Identity::module(&audience.device_id, module).ok(),
             None => Identity::device(&audience.device_id).ok(),
         })
-        .ok_or("the audience of the token is no device or module")?;
+        .collect();
+    let known = readings.iter().find(|identity| is_known(identity));
+    let identity = known.or(readings.last()).cloned();
+    let identity = identity.ok_or("the audience of the token is no device or module")?;
     Ok((identity, token.expires_at_ms()))
 }
 
@@ -194,5 +204,45 @@ impl Cbs {
             self.next_tag = self.next_tag.wrapping_add(1);
             self.waiting.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_is_found_however_often_the_audience_is_encoded() {
+        let token =
+            |resource: &str| format!("SharedAccessSignature sr={resource}&sig=x&se=1900000000");
+        let known = |wanted: &'static str| move |identity: &Identity| identity.as_str() == wanted;
+        for (resource, wanted) in [
+            (
+                "h%2Fdevices%2Fedge2%2Fmodules%2F%2524edgeHub",
+                "edge2/$edgeHub",
+            ),
+            (
+                "h%2Fdevices%2Fedge2%2Fmodules%2F%252524edgeHub",
+                "edge2/$edgeHub",
+            ),
+            ("h%2Fdevices%2Fleaf1", "leaf1"),
+            ("h/devices/leaf1", "leaf1"),
+            ("h%2Fdevices%2Fa%252541", "a%41"),
+        ] {
+            let (owner, expires_at_ms) = owner(&token(resource), known(wanted)).unwrap();
+            assert_eq!(
+                (owner.as_str(), expires_at_ms),
+                (wanted, 1_900_000_000_000),
+                "{resource}"
+            );
+        }
+        // Unknown ones are read as far as they go.
+        let (unknown, _) = owner(&token("h%2Fdevices%2Fe%2Fmodules%2F%2524edgeHub"), |_| {
+            false
+        })
+        .unwrap();
+        assert_eq!(unknown.as_str(), "e/$edgeHub");
+        assert!(owner(&token("h"), |_| false).is_err());
+        assert!(owner("nonsense", |_| false).is_err());
     }
 }

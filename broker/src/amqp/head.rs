@@ -449,7 +449,9 @@ impl Head {
     // Credentials.
 
     fn put_token(&mut self, incoming: &Incoming, now_ms: u64) {
-        match cbs::read(incoming.received, &incoming.payload) {
+        let scope = self.hub.scope().current();
+        let is_known = |identity: &Identity| scope.get(identity).is_some();
+        match cbs::read(incoming.received, &incoming.payload, is_known) {
             Asked::Judge(request, text, claim) => {
                 if self.tokens.holds(&request.owner, &text, now_ms) {
                     // A hub below us puts its one token for each of its identities.

@@ -76,6 +76,8 @@ pub(super) struct Tally {
     pub(super) completed: u64,
     pub(super) expired: u64,
     pub(super) undeliverable: u64,
+    /// The client does not want them.
+    pub(super) rejected: u64,
     /// Given back to upstream, which delivers them again.
     pub(super) returned: u64,
     /// Settlements of what is not out.
@@ -324,8 +326,14 @@ impl<H: SettleHandle> Clients<H> {
                 entry.settle(CloudToDeviceOutcome::Completed);
             }
             // How often it comes again is the upstream's to say.
-            Settlement::Released => entry.settle(CloudToDeviceOutcome::Abandoned),
-            Settlement::Rejected => entry.settle(CloudToDeviceOutcome::Rejected),
+            Settlement::Released => {
+                self.tally.returned += 1;
+                entry.settle(CloudToDeviceOutcome::Abandoned);
+            }
+            Settlement::Rejected => {
+                self.tally.rejected += 1;
+                entry.settle(CloudToDeviceOutcome::Rejected);
+            }
             Settlement::Undeliverable | Settlement::NotSubscribed => {
                 self.tally.undeliverable += 1;
                 tracing::warn!(

@@ -37,6 +37,8 @@ fn step() -> impl Strategy<Value = Step> {
     let settlement = prop_oneof![
         8 => Just(Settlement::Done),
         1 => Just(Settlement::Undeliverable),
+        1 => Just(Settlement::Rejected),
+        1 => Just(Settlement::Released),
         1 => Just(Settlement::NotSubscribed),
     ];
     prop_oneof![
@@ -120,10 +122,17 @@ impl Oracle {
     /// Nothing is over without a reason.
     fn fates(&self) {
         for sent in &self.messages {
-            let completed = sent.wire.fate.get() == Fate::Settled(CloudToDeviceOutcome::Completed);
-            let rejected = sent.wire.fate.get() == Fate::Settled(CloudToDeviceOutcome::Rejected);
-            assert_eq!(completed, sent.settled == Some(Settlement::Done));
-            assert_eq!(rejected, sent.settled == Some(Settlement::Undeliverable));
+            let outcome = match sent.wire.fate.get() {
+                Fate::Settled(outcome) => Some(outcome),
+                Fate::Open | Fate::Dropped => None,
+            };
+            let expected = sent.settled.map(|settled| match settled {
+                Settlement::Done => CloudToDeviceOutcome::Completed,
+                Settlement::Released => CloudToDeviceOutcome::Abandoned,
+                Settlement::Undeliverable | Settlement::Rejected => CloudToDeviceOutcome::Rejected,
+                Settlement::NotSubscribed => panic!("that settles nothing"),
+            });
+            assert_eq!(outcome, expected);
         }
     }
 

@@ -68,6 +68,7 @@ struct Counters {
     completed: Counter,
     expired: Counter,
     undeliverable: Counter,
+    rejected: Counter,
     returned: Counter,
     ignored: Counter,
 }
@@ -84,6 +85,7 @@ impl Counters {
             completed: names::cloud_to_device("completed"),
             expired: names::cloud_to_device("expired"),
             undeliverable: names::cloud_to_device("undeliverable"),
+            rejected: names::cloud_to_device("rejected"),
             returned: names::cloud_to_device("returned"),
             ignored: names::settlements_ignored(),
         }
@@ -94,6 +96,7 @@ impl Counters {
             (&self.completed, tally.completed),
             (&self.expired, tally.expired),
             (&self.undeliverable, tally.undeliverable),
+            (&self.rejected, tally.rejected),
             (&self.returned, tally.returned),
             (&self.ignored, tally.ignored),
         ] {

@@ -9,7 +9,7 @@ use edgehub_storage::{Entry, Outcome, QueueId, ReadBatch, Settled};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::limits::SHARED_SLOT;
+use super::limits::{DELIVERIES_MAX, SHARED_SLOT};
 use super::machine::Machine;
 use super::stream::Source;
 use crate::hub::{DeliveryToken, OfferError, Settlement};
@@ -61,7 +61,13 @@ fn step() -> impl Strategy<Value = Step> {
         1usize..5,
         proptest::option::weighted(0.3, 1u64..100),
     );
-    let settlement = prop_oneof![9 => Just(Settlement::Done), 1 => Just(Settlement::Undeliverable)];
+    let settlement = prop_oneof![
+        9 => Just(Settlement::Done),
+        1 => Just(Settlement::Undeliverable),
+        1 => Just(Settlement::Rejected),
+        // Often enough that some messages are given back too often.
+        6 => Just(Settlement::Released),
+    ];
     let inputs = proptest::array::uniform3(prop::bool::weighted(0.8));
     let queues = proptest::array::uniform5(prop::bool::weighted(0.8));
     let connect = prop::bool::weighted(0.2);
@@ -91,6 +97,11 @@ struct Stored {
     said: Option<Settlement>,
     /// It was out when a connection ended, and no session began anew since.
     sent: bool,
+    /// The client gave it back so often, on this connection.
+    releases: u8,
+    /// Those of them that must be remembered: a queue that goes is forgotten with its counts, or
+    /// not, when it comes again soon.
+    releases_kept: u8,
 }
 
 #[derive(Debug, Default)]
@@ -301,10 +312,16 @@ impl World {
                 .entry((queue, offset))
                 .or_insert(delivery.token.number);
             assert_eq!(number, delivery.token.number, "{text} has another token");
+            let entry = &sim.entries[offset];
+            assert!(
+                entry.releases_kept < DELIVERIES_MAX,
+                "{text} comes too often"
+            );
             let may_be = (offset as u64) < sim.opened_end
+                || entry.releases > 0
                 || sim.entries[offset..].iter().any(|later| later.sent);
             assert!(
-                !sim.entries[offset].sent || delivery.redelivered,
+                !(entry.sent || entry.releases > 0) || delivery.redelivered,
                 "{text} is not marked"
             );
             assert!(
@@ -361,7 +378,12 @@ impl World {
                 let entry = &mut queue.entries[offset as usize];
                 let expected = match (outcome, entry.said) {
                     (Outcome::Done, Some(Settlement::Done))
-                    | (Outcome::Dropped, Some(Settlement::Undeliverable)) => true,
+                    | (Outcome::Dropped, Some(Settlement::Undeliverable | Settlement::Rejected)) => {
+                        true
+                    }
+                    (Outcome::Dropped, Some(Settlement::Released)) => {
+                        entry.releases >= DELIVERIES_MAX
+                    }
                     (Outcome::Expired, None) => {
                         entry.expires_at_ms.is_some_and(|at| at <= self.now_ms)
                     }
@@ -387,6 +409,13 @@ impl World {
     fn end_connection(&mut self) {
         for (queue, offset) in std::mem::take(&mut self.out).into_values() {
             self.queues[queue].entries[offset].sent = true;
+        }
+        for entry in self.queues.iter_mut().flat_map(|q| &mut q.entries) {
+            // The client had it, and its count begins anew unless it is over.
+            entry.sent |= entry.releases > 0;
+            if entry.said.is_none() {
+                (entry.releases, entry.releases_kept) = (0, 0);
+            }
         }
         // Of a queue that is gone only this connection knew the tokens.
         let queues = &self.queues;
@@ -443,10 +472,32 @@ impl World {
                 let tokens: Vec<_> = self.out.keys().copied().collect();
                 let token = *index.get(&tokens);
                 let (queue, offset) = self.out.remove(&token).unwrap();
-                self.numbers.remove(&(queue, offset));
-                self.queues[queue].entries[offset].said = Some(*settlement);
+                let ended = |machine: &mut Machine<usize>| {
+                    let streams = machine.streams_mut().iter();
+                    let settled = streams.filter(|stream| stream.source.queue == queue);
+                    let mut settled = settled.flat_map(|stream| &stream.settled);
+                    settled.any(|settled| settled.offset == offset as u64)
+                };
                 self.machine.settled(&[(token, *settlement)]);
                 assert_eq!(self.machine.take_ignored(), 0);
+                let is_over = ended(&mut self.machine);
+                let is_configured = self.queues[queue].configured;
+                let entry = &mut self.queues[queue].entries[offset];
+                if *settlement == Settlement::Released {
+                    entry.releases += 1;
+                    entry.releases_kept += 1;
+                    assert!(is_over || entry.releases_kept < DELIVERIES_MAX);
+                    if !is_configured {
+                        entry.sent = true;
+                        entry.releases_kept = 0;
+                    }
+                } else {
+                    assert!(is_over);
+                }
+                if is_over {
+                    entry.said = Some(*settlement);
+                    self.numbers.remove(&(queue, offset));
+                }
             }
             Step::Stray(stream, number) => {
                 let token = DeliveryToken {
@@ -474,6 +525,10 @@ impl World {
             Step::Configure(configured) => {
                 for (queue, configured) in self.queues.iter_mut().zip(configured) {
                     queue.configured = *configured;
+                    for entry in queue.entries.iter_mut().filter(|_| !configured) {
+                        entry.sent |= entry.releases > 0;
+                        entry.releases_kept = 0;
+                    }
                 }
                 let (queues, out) = (&self.queues, &self.out);
                 self.numbers.retain(|place, _| {
@@ -490,6 +545,7 @@ impl World {
                         entry.handed_over = entry.committed;
                         if entry.committed.is_none() {
                             entry.said = None;
+                            (entry.releases, entry.releases_kept) = (0, 0);
                         }
                     }
                     queue.opened_end = queue.entries.len() as u64;

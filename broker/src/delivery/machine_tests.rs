@@ -4,7 +4,7 @@ use edgehub_proto::message::{Message, SystemProperty};
 use edgehub_proto::stored;
 use edgehub_storage::{Entry, Outcome, QueueId, ReadBatch};
 
-use super::limits::{OFFSETS_OUT_MAX, SHARED_SLOT, WINDOW_BYTES_MAX};
+use super::limits::{DELIVERIES_MAX, OFFSETS_OUT_MAX, SHARED_SLOT, WINDOW_BYTES_MAX};
 use super::machine::{Ended, Machine};
 use super::stream::Source;
 use crate::hub::{C2D_STREAM, Delivery, DeliveryToken, OfferError, Settlement};
@@ -457,4 +457,42 @@ fn a_queue_that_goes_sends_no_more_and_what_is_out_of_it_is_still_settled() {
     world.machine.handed_over();
     world.configure(&[]);
     assert!(world.machine.streams_mut().is_empty());
+}
+
+#[test]
+fn what_is_given_back_comes_again_in_its_place_ten_times_in_all() {
+    let mut world = World::new(2, &[("in", 0, 0)]);
+    world.append(0, &["a", "b", "c"]);
+    assert_eq!(world.send(), ["0:0 a", "0:1 b"]);
+    for _ in 1..DELIVERIES_MAX {
+        world.settle(0, 0, Settlement::Released);
+        assert_eq!(world.send(), ["0:0+ a"], "before c");
+        assert_eq!(world.handed_over(), []);
+    }
+    world.settle(0, 0, Settlement::Released);
+    assert_eq!(world.handed_over(), [(0, Outcome::Dropped)]);
+    let dropped: Vec<_> = world.machine.drain_ended().map(|e| e.dropped).collect();
+    assert_eq!(dropped, [Some(DropReason::ReleasedTooOften)]);
+    assert_eq!(world.send(), ["0:2 c"]);
+}
+
+#[test]
+fn what_is_rejected_is_dropped_and_what_is_given_back_is_counted_anew_on_a_new_connection() {
+    let mut world = World::new(4, &[("in", 0, 0)]);
+    world.append(0, &["a", "b"]);
+    assert_eq!(world.send(), ["0:0 a", "0:1 b"]);
+    world.settle(0, 1, Settlement::Rejected);
+    assert_eq!(world.handed_over(), [(1, Outcome::Dropped)]);
+    let dropped: Vec<_> = world.machine.drain_ended().map(|e| e.dropped).collect();
+    assert_eq!(dropped, [Some(DropReason::Rejected)]);
+    for _ in 1..DELIVERIES_MAX {
+        world.settle(0, 0, Settlement::Released);
+        world.send();
+    }
+    world.machine.connected(false);
+    world.machine.subscribed();
+    world.machine.barrier();
+    assert_eq!(world.send(), ["0:0+ a"]);
+    world.settle(0, 0, Settlement::Released);
+    assert_eq!(world.send(), ["0:0+ a"]);
 }

@@ -60,20 +60,9 @@ impl ClientInfos {
     /// # Errors
     /// When the store cannot be read.
     pub(super) fn restore(&self) -> Result<(), StoreError> {
-        let records = self.store.scan(Column::Sessions)?;
+        let stored = stored_client_infos(&self.store)?;
         let mut state = self.state.lock();
-        for (key, value) in records {
-            let Some(identity) = identity(&key) else {
-                continue;
-            };
-            let Ok(record) = serde_json::from_slice::<Record>(&value) else {
-                tracing::warn!("What is kept about {identity} cannot be read: it is left out");
-                continue;
-            };
-            let info = ClientInfo {
-                product_info: record.product_info.map(Arc::from),
-                model_id: record.model_id.map(Arc::from),
-            };
+        for (identity, info) in stored {
             state.infos.entry(identity).or_insert(info);
         }
         Ok(())
@@ -183,6 +172,30 @@ impl ClientInfos {
         let operations = unsaved.iter().map(operation).collect();
         Some((unsaved, operations))
     }
+}
+
+/// What clients have said about themselves in earlier runs: for the bridge, which may connect for
+/// somebody before there is a hub that could tell it. A record that cannot be read is left out.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn stored_client_infos(store: &Store) -> Result<Vec<(Identity, ClientInfo)>, StoreError> {
+    let mut infos = Vec::new();
+    for (key, value) in store.scan(Column::Sessions)? {
+        let Some(identity) = identity(&key) else {
+            continue;
+        };
+        let Ok(record) = serde_json::from_slice::<Record>(&value) else {
+            tracing::warn!("What is kept about {identity} cannot be read: it is left out");
+            continue;
+        };
+        let info = ClientInfo {
+            product_info: record.product_info.map(Arc::from),
+            model_id: record.model_id.map(Arc::from),
+        };
+        infos.push((identity, info));
+    }
+    Ok(infos)
 }
 
 fn identity(key: &[u8]) -> Option<Identity> {

@@ -20,7 +20,7 @@ pub use registry::{Registration, Registry, RegistryFull};
 pub use services::{Below, NEEDS_GRACE, ServiceConfig, ServiceParts, Services, TWIN_REQUESTS_MAX};
 
 use client_infos::ClientInfos;
-pub use client_infos::INFO_BYTES_MAX;
+pub use client_infos::{INFO_BYTES_MAX, stored_client_infos};
 
 use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
@@ -97,8 +97,8 @@ pub struct Hub {
     sessions: SessionStore,
     presence: Presence,
     infos: ClientInfos,
-    /// Held while a client's coming, going or subscribing is told to the services, so that they
-    /// hear of all three in the order in which they happened. Taken before a service's lock, and
+    /// Held while a client's coming, going, subscribing or what it says about itself is told to the
+    /// services, so that they hear of all of it in the order in which it happened. Taken before a service's lock, and
     /// that before the registry's.
     turns: Mutex<()>,
     /// Started once the bridge is there ([`Hub::start_services`]).
@@ -148,6 +148,7 @@ impl Hub {
 
     /// Takes what a client says about itself, and tells the upstream when that is news.
     pub fn describe(&self, identity: &Identity, info: ClientInfo) {
+        let _turn = self.turns.lock();
         if let Some(info) = self.infos.record(identity, info)
             && let Some(services) = self.services.get()
         {
@@ -361,11 +362,13 @@ impl Hub {
         }
         let is_known =
             |identity: &Identity| *identity == self.own_identity || scope.get(identity).is_some();
+        let turn = self.turns.lock();
         for identity in self.infos.retain(is_known) {
             if let Some(services) = self.services.get() {
                 services.describe(&identity, &ClientInfo::default());
             }
         }
+        drop(turn);
         for identity in strangers.into_inner() {
             tracing::info!("{identity} has left the device scope: its session is removed");
             if let Some(services) = self.services.get() {
