@@ -70,6 +70,19 @@ impl Agent {
         gateway: Option<&str>,
         token_ttl_secs: Option<u64>,
     ) -> Self {
+        Self::start_with(lab, sdk, protocol, id, gateway, token_ttl_secs, &[])
+    }
+
+    /// As [`Agent::start`], with further options of the agent and their values.
+    pub fn start_with(
+        lab: &Lab,
+        sdk: Sdk,
+        protocol: Protocol,
+        id: &str,
+        gateway: Option<&str>,
+        token_ttl_secs: Option<u64>,
+        options: &[(&str, &str)],
+    ) -> Self {
         let connection = lab
             .connection_string(id, gateway)
             .expect("a registered identity");
@@ -102,6 +115,9 @@ impl Agent {
             .args(["--protocol", protocol]);
         if let Some(seconds) = token_ttl_secs {
             command.args(["--token-ttl", &seconds.to_string()]);
+        }
+        for (option, value) in options {
+            command.args([option, value]);
         }
         let name = format!("{sdk:?} {protocol} {id}");
         // Not on the command line: everybody on the machine could read the key there.

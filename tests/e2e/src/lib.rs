@@ -15,6 +15,7 @@
 )]
 
 pub mod agent;
+pub mod amqp;
 pub mod bystander;
 pub mod https;
 pub mod matrix;

@@ -25,6 +25,8 @@ pub(crate) enum Refusal {
     Key(String),
     #[error("the auth chain has a module above its target: {0}")]
     ModuleAbove(Identity),
+    #[error("no token for {0} came before its link")]
+    NoToken(Identity),
     #[error("{child} is not a child of {parent}")]
     NotAdjacent { child: Identity, parent: Identity },
     #[error("the policy {0:?} is unknown or lacks the permission")]
@@ -54,9 +56,29 @@ pub(crate) struct Claim {
     pub(crate) chain: Option<AuthChain>,
 }
 
+/// Whose key signed a token.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Signer {
+    Identity(Identity),
+    /// A shared access policy.
+    Policy(String),
+}
+
 impl Claim {
+    /// Whose token the claim needs: the identity's own, or that of the hub of the edge device that
+    /// acts for it.
+    pub(crate) fn signer(&self) -> Identity {
+        match self.actor() {
+            Some(actor) => Identity {
+                device: actor.device.clone(),
+                module: Some(EDGE_HUB.to_owned()),
+            },
+            None => self.identity.clone(),
+        }
+    }
+
     /// The edge device that acts for the identity.
-    fn actor(&self) -> Option<&Identity> {
+    pub(crate) fn actor(&self) -> Option<&Identity> {
         self.chain.as_ref().and_then(AuthChain::actor)
     }
 }
@@ -66,19 +88,57 @@ pub(crate) fn connect(hub: &Hub, claim: &Claim, credential: &str) -> Result<u64,
     let devices = hub.devices();
     check_membership(&devices, claim, hub.mode)?;
     let token = SasToken::parse(credential)?;
-    let signer = match claim.actor() {
-        Some(actor) => &Identity {
-            device: actor.device.clone(),
-            module: Some(EDGE_HUB.to_owned()),
-        },
-        None => &claim.identity,
-    };
+    let signer = claim.signer();
     if claim.actor().is_none() && token.policy.is_some() {
-        check_policy(hub, &token, Permission::DeviceConnect, &path_of(signer))?;
+        check_policy(hub, &token, Permission::DeviceConnect, &path_of(&signer))?;
     } else {
-        check_own_token(hub, &devices, &token, signer)?;
+        check_own_token(hub, &devices, &token, &signer)?;
     }
     Ok(token.expires_at_ms)
+}
+
+/// Verifies a token by itself: who signed it, and when it ends. What it is good for is asked later.
+pub(crate) fn token(hub: &Hub, credential: &str) -> Result<(Signer, u64), Refusal> {
+    let token = SasToken::parse(credential)?;
+    let signer = match &token.policy {
+        Some(name) => {
+            let policy = hub.policies.iter().find(|policy| policy.name == *name);
+            let policy = policy.ok_or_else(|| Refusal::Policy(name.clone()))?;
+            if !token.is_signed_with(&policy.key) {
+                return Err(Refusal::Key(name.clone()));
+            }
+            check_life(hub, &token)?;
+            Signer::Policy(name.clone())
+        }
+        None => {
+            let devices = hub.devices();
+            let audiences = token.audiences();
+            let identities = audiences.iter().filter_map(|audience| named_by(audience));
+            let identities: Vec<Identity> = identities.collect();
+            // Ids may look encoded: the first reading that the registry knows is meant.
+            let known = identities
+                .iter()
+                .find(|identity| devices.contains(identity));
+            let identity = known.or(identities.first()).ok_or_else(|| {
+                let audience = audiences.first().map(|audience| audience.join("/"));
+                Refusal::Audience(audience.unwrap_or_default())
+            })?;
+            check_alive(&devices, identity)?;
+            check_own_token(hub, &devices, &token, identity)?;
+            Signer::Identity(identity.clone())
+        }
+    };
+    Ok((signer, token.expires_at_ms))
+}
+
+/// The device or module of an audience.
+fn named_by(audience: &[String]) -> Option<Identity> {
+    let audience: Vec<&str> = audience.iter().map(String::as_str).collect();
+    match *audience.as_slice() {
+        [_, "devices", device] => Identity::new(device, None).ok(),
+        [_, "devices", device, "modules", module] => Identity::new(device, Some(module)).ok(),
+        _ => None,
+    }
 }
 
 /// Everything about a claim except its token: what must stay true while the connection lives.
@@ -275,6 +335,11 @@ fn check_audience(
     };
     let audiences = token.audiences();
     let found = audiences.iter().any(|audience| {
+        // Event Hubs clients name their resource by URL.
+        let audience = match audience.as_slice() {
+            [scheme, empty, rest @ ..] if scheme == "sb:" && empty.is_empty() => rest,
+            audience => audience,
+        };
         let Some((host, ids)) = audience.split_first() else {
             return false;
         };

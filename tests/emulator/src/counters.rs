@@ -11,9 +11,21 @@ use crate::identity::Identity;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Counter {
+    /// Links that were asked for, refused ones included.
+    AmqpAttaches,
+    /// Accepted TCP connections of the AMQP port. They belong to no identity.
+    AmqpConnections,
+    /// Connections of the AMQP port that got past TLS, and WebSockets of AMQP. They belong to no
+    /// identity.
+    AmqpHandshakes,
+    /// Put-tokens, refused ones included; they belong to the identity that their name says, to
+    /// nobody when it is none of the registry.
+    AmqpPutTokens,
+    /// Deliveries of devices with telemetry, refused ones included. A batch is one.
+    AmqpTransfers,
     /// C2D messages sent, redeliveries included.
     C2dDeliveries,
-    /// Accepted CONNECTs.
+    /// Accepted CONNECTs, and identities that an AMQP connection begins to serve.
     Connects,
     /// CONNECTs that got another code than 0. They belong to no identity.
     ConnectsRefused,
@@ -45,7 +57,12 @@ pub(crate) enum Counter {
     Unsubscribes,
 }
 
-const COUNTERS: [(Counter, &str); 18] = [
+const COUNTERS: [(Counter, &str); 23] = [
+    (Counter::AmqpAttaches, "amqp_attaches"),
+    (Counter::AmqpConnections, "amqp_connections"),
+    (Counter::AmqpHandshakes, "amqp_handshakes"),
+    (Counter::AmqpPutTokens, "amqp_put_tokens"),
+    (Counter::AmqpTransfers, "amqp_transfers"),
     (Counter::C2dDeliveries, "c2d_deliveries"),
     (Counter::Connects, "connects"),
     (Counter::ConnectsRefused, "connects_refused"),

@@ -20,7 +20,7 @@ use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::listener::Port;
 use crate::registry::seed;
-use crate::{https, mqtt, tls};
+use crate::{amqp, https, mqtt, tls};
 
 /// How long shutdown waits for tasks; all of them are cancelled, so this is not expected to pass.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
@@ -30,8 +30,10 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 pub struct Options {
     /// The hub's name: what clients connect to and what tokens are for.
     pub hostname: String,
-    /// The address of all three ports.
+    /// The address of all ports.
     pub address: IpAddr,
+    /// Port of AMQP over TLS; 0 takes a free one.
+    pub amqp_port: u16,
     /// Port of MQTT over TLS; 0 takes a free one.
     pub mqtt_port: u16,
     /// Port of HTTPS; 0 takes a free one.
@@ -55,6 +57,7 @@ pub struct Options {
 /// A running emulator. Its tasks live on the runtime that started it, until [`Self::shutdown`].
 #[derive(Debug)]
 pub struct Emulator {
+    amqp: SocketAddr,
     mqtt: SocketAddr,
     https: SocketAddr,
     control: SocketAddr,
@@ -63,7 +66,7 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Reads the files, opens the ports and serves them. When this returns, all three accept.
+    /// Reads the files, opens the ports and serves them. When this returns, all accept.
     ///
     /// # Errors
     /// A file or a port is not usable; the error says which.
@@ -80,6 +83,7 @@ impl Emulator {
             let address = listener.local_addr()?;
             anyhow::Ok((listener, address))
         };
+        let (amqp_listener, amqp) = bind(options.amqp_port).await?;
         let (mqtt_listener, mqtt) = bind(options.mqtt_port).await?;
         let (https_listener, https) = bind(options.https_port).await?;
         let (control_listener, control) = bind(options.control_port).await?;
@@ -93,6 +97,11 @@ impl Emulator {
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
         };
+        let amqp_port = port(Transport::Amqp, amqp, hub.amqp_port.clone());
+        let (for_amqp, for_tls) = (hub.clone(), tls.clone());
+        tasks.spawn(amqp_port.run(amqp_listener, move |socket, connection| {
+            amqp::serve(for_amqp.clone(), for_tls.clone(), socket, connection)
+        }));
         let mqtt_port = port(Transport::Mqtt, mqtt, hub.mqtt_port.clone());
         let (for_mqtt, for_tls) = (hub.clone(), tls.clone());
         tasks.spawn(mqtt_port.run(mqtt_listener, move |socket, connection| {
@@ -106,20 +115,29 @@ impl Emulator {
         tasks.spawn(keep_c2d_time(hub.clone(), shutdown.clone()));
         tasks.spawn(serve_control(
             control_listener,
-            hub.clone(),
-            mqtt,
-            https,
+            Control {
+                hub: hub.clone(),
+                amqp,
+                mqtt,
+                https,
+            },
             shutdown.clone(),
         ));
         let (name, strict) = (options.hostname, options.strict);
-        info!(hub = name, strict, %mqtt, %https, %control, ledger = hub.ledger.count(), "ready");
+        info!(hub = name, strict, %amqp, %mqtt, %https, %control, ledger = hub.ledger.count(), "ready");
         Ok(Self {
+            amqp,
             mqtt,
             https,
             control,
             tasks,
             shutdown,
         })
+    }
+
+    /// Where AMQP over TLS is served.
+    pub fn amqp_address(&self) -> SocketAddr {
+        self.amqp
     }
 
     /// Where MQTT over TLS is served.
@@ -189,14 +207,7 @@ async fn keep_c2d_time(hub: Arc<Hub>, shutdown: CancellationToken) {
 }
 
 /// Serves the control API; at shutdown it drops its calls, also those that wait for something.
-async fn serve_control(
-    listener: TcpListener,
-    hub: Arc<Hub>,
-    mqtt: SocketAddr,
-    https: SocketAddr,
-    shutdown: CancellationToken,
-) {
-    let control = Control { hub, mqtt, https };
+async fn serve_control(listener: TcpListener, control: Control, shutdown: CancellationToken) {
     let served = axum::serve(listener, control::router(control));
     tokio::select! {
         _ = served.into_future() => {}

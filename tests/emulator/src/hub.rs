@@ -3,9 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use mqttbytes::QoS;
-use mqttbytes::v4::Publish;
 use parking_lot::{RwLock, RwLockReadGuard};
 use tracing::{info, warn};
 
@@ -17,12 +14,12 @@ use crate::counters::{Counter, Counters};
 use crate::faults::Faults;
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Sender, Stamps};
 use crate::methods::Methods;
 use crate::port::PortGate;
 use crate::registry::seed::{Policy, Seed};
 use crate::registry::{Devices, RegistryError};
-use crate::sessions::{Feature, Sessions};
+use crate::sessions::{Feature, Push, Sessions};
 use crate::twin::{Notice, ServiceChange, Twin, TwinError, Twins};
 
 /// How much the emulator tolerates.
@@ -56,6 +53,7 @@ pub(crate) struct Hub {
     pub(crate) counters: Counters,
     pub(crate) connections: Connections,
     pub(crate) faults: Faults,
+    pub(crate) amqp_port: PortGate,
     pub(crate) mqtt_port: PortGate,
     pub(crate) https_port: PortGate,
     devices: RwLock<Devices>,
@@ -91,6 +89,7 @@ impl Hub {
             counters: Counters::default(),
             connections: Connections::default(),
             faults: Faults::default(),
+            amqp_port: PortGate::new(),
             mqtt_port: PortGate::new(),
             https_port: PortGate::new(),
             devices: RwLock::new(devices),
@@ -154,21 +153,48 @@ impl Hub {
         etag: Option<&str>,
     ) -> Result<Twin, TwinError> {
         let notify = |notice: &Notice| {
-            let topic = format!(
-                "$iothub/twin/PATCH/properties/desired/?$version={}",
-                notice.version
-            );
-            let publish = Publish::new(topic, QoS::AtMostOnce, notice.body.as_str());
-            let mut packet = BytesMut::new();
-            // A section's limit keeps the packet far below that of MQTT.
-            if publish.write(&mut packet).is_ok()
-                && self.sessions.push(identity, Feature::Desired, &packet)
-            {
+            let push = Push::Desired {
+                version: notice.version,
+                body: notice.body.clone(),
+            };
+            if self.sessions.push(identity, Feature::Desired, &push) {
                 self.counters.add(identity, Counter::DesiredNotices);
             }
         };
         let now_ms = self.clock.now_ms();
         self.twins.serve(identity, change, etag, now_ms, notify)
+    }
+
+    /// The stamps of an identity's messages: always its own, also when an edge device acts for it.
+    pub(crate) fn stamps(
+        &self,
+        identity: &Identity,
+        model_id: Option<&str>,
+        by_policy: bool,
+    ) -> Result<Stamps, Refusal> {
+        let devices = self.devices();
+        let unknown = |_| Refusal::Unknown(identity.clone());
+        let device = devices.find(&identity.device).map_err(unknown)?;
+        let generation_id = match &identity.module {
+            None => &device.generation_id,
+            Some(module) => {
+                let module = devices.find_module(&identity.device, module);
+                &module.map_err(unknown)?.generation_id
+            }
+        };
+        Ok(Stamps::new(&Sender {
+            device: &identity.device,
+            module: identity.module.as_deref(),
+            generation_id,
+            model_id,
+            by_policy,
+        }))
+    }
+
+    /// The name of the Event-Hubs-compatible end point: `{first label of the host name}-events`.
+    pub(crate) fn event_hub(&self) -> String {
+        let label = self.hostname.split('.').next().unwrap_or_default();
+        format!("{label}-events")
     }
 
     /// Whether the registry, as it is now, admits a claim whose token was verified.

@@ -2,15 +2,24 @@
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// A random UUID, lower case with dashes.
-pub(crate) fn uuid() -> String {
+/// A random UUID.
+pub(crate) fn uuid_bytes() -> [u8; 16] {
     let mut bytes = [0_u8; 16];
     // A system without randomness has no use for an emulator; equal ids would only fail tests.
     let _ = SystemRandom::new().fill(&mut bytes);
     let number = u128::from_be_bytes(bytes);
     // Version 4, variant 1.
-    let number = number & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
-    let hex = format!("{number:032x}");
+    (number & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62).to_be_bytes()
+}
+
+/// A random UUID, lower case with dashes.
+pub(crate) fn uuid() -> String {
+    uuid_text(uuid_bytes())
+}
+
+/// A UUID's text, lower case with dashes.
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
+    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
     let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
     let parts = parts.map(|(from, to)| hex.get(from..to).unwrap_or_default());
     parts.join("-")

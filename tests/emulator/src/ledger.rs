@@ -244,6 +244,47 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whole lines from `sequence` on: one at least if there is one, otherwise up to `bytes_max`.
+    /// Blocks on the file, which is in the page cache.
+    pub(crate) fn lines(&self, sequence: u64, bytes_max: u64) -> io::Result<Vec<String>> {
+        let (start, end) = {
+            let index = self.index.lock();
+            let starts = usize::try_from(sequence).ok();
+            let starts = starts.and_then(|at| index.starts.get(at..)).unwrap_or(&[]);
+            let Some(start) = starts.first().copied() else {
+                return Ok(Vec::new());
+            };
+            // Where lines end: each where the next one starts.
+            let ends = starts.get(1..).unwrap_or(&[]);
+            let limit = start.saturating_add(bytes_max);
+            let fits = ends.partition_point(|end| *end <= limit);
+            let fits = fits + usize::from(fits == ends.len() && index.end <= limit);
+            let end = ends.get(fits.max(1) - 1).copied().unwrap_or(index.end);
+            (start, end)
+        };
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or_default()];
+        self.file.read_exact_at(&mut bytes, start)?;
+        let text = String::from_utf8(bytes).map_err(io::Error::other)?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The first message that was enqueued at this time or later. Times are taken to grow.
+    pub(crate) fn first_at(&self, utc: &str) -> io::Result<u64> {
+        let (mut low, mut high) = (0, self.count());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let line = self.lines(middle, 0)?;
+            let line = line.first().map(String::as_str).unwrap_or_default();
+            let is_before = enqueued_utc(line).is_some_and(|time| time < utc);
+            if is_before {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
     /// The bytes from the line `sequence` to the last one there is now, to be read piece by piece.
     pub(crate) fn dump(&self, sequence: u64) -> Dump {
         let index = self.index.lock();
@@ -313,6 +354,12 @@ impl Dump {
         self.next += length as u64;
         Ok(Some(bytes))
     }
+}
+
+/// The time in a line.
+fn enqueued_utc(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once(r#""enqueued_utc":""#)?;
+    rest.split_once('"').map(|(time, _)| time)
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -421,6 +468,38 @@ mod tests {
             places.is_sorted(),
             "the order of the lab's README: {places:?}"
         );
+    }
+
+    #[test]
+    fn lines_are_found_by_number_size_and_time() {
+        let ledger = Ledger::open(None).unwrap();
+        assert_eq!(ledger.lines(0, 100).unwrap().len(), 0);
+        for second in [1, 1, 3] {
+            let mut batch = Batch::default();
+            let utc = format!("2026-01-01T00:00:0{second}.000Z");
+            batch.push(&stamps(None), &utc, &[], &[], b"x");
+            ledger.append(&batch, &utc, None).unwrap();
+        }
+        let sequences = |from, bytes_max| -> Vec<u64> {
+            let lines = ledger.lines(from, bytes_max).unwrap();
+            let lines = lines.iter();
+            let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+            lines
+                .map(|line| line["sequence"].as_u64().unwrap())
+                .collect()
+        };
+        let length = ledger.lines(0, 0).unwrap()[0].len() as u64 + 1;
+        assert_eq!(sequences(0, 0), [0]);
+        assert_eq!(sequences(0, length), [0]);
+        assert_eq!(sequences(0, 2 * length), [0, 1]);
+        assert_eq!(sequences(1, 2 * length - 1), [1]);
+        assert_eq!(sequences(0, 1 << 20), [0, 1, 2]);
+        assert_eq!(sequences(2, 0), [2]);
+        assert!(sequences(3, 1 << 20).is_empty());
+        for (utc, first) in [("00", 0), ("01", 0), ("02", 2), ("03", 2), ("04", 3)] {
+            let utc = format!("2026-01-01T00:00:{utc}.000Z");
+            assert_eq!(ledger.first_at(&utc).unwrap(), first, "{utc}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! crate depends on none of ours, and its MQTT codec is another one. It is strict on request:
 //! whatever is not documented for IoT Hub is refused, with a log line that says why.
 //!
-//! Not here yet: AMQP, WebSockets, X.509, feedback, queries, jobs and automatic configurations.
+//! Not here yet: X.509, jobs and automatic configurations.
 //!
 //! Read first: [`Emulator`], then the list of the control API in `control/mod.rs`.
 
@@ -15,6 +15,7 @@
     reason = "this process is not the hub: it has a clock of its own, `clock::HubClock`"
 )]
 
+mod amqp;
 mod api_version;
 mod authorize;
 mod c2d;
@@ -35,6 +36,7 @@ mod listener;
 mod methods;
 mod mqtt;
 mod port;
+mod query;
 mod registry;
 mod sas;
 mod sessions;

@@ -62,6 +62,24 @@ pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// Requests that one `faults` call may make fail.
 pub(crate) const FAULT_COUNT_MAX: u32 = 1_000_000;
 
+/// Orders to fail that stand at the same time.
+pub(crate) const FAULT_ORDERS_MAX: usize = 1_000;
+
+/// Characters of the AMQP error condition of an ordered failure.
+pub(crate) const CONDITION_CHARS_MAX: usize = 128;
+
+/// Devices of one bulk call of the registry (spec/upstream.md B7).
+pub(crate) const BULK_ITEMS_MAX: usize = 100;
+
+/// Text of a query.
+pub(crate) const QUERY_BYTES_MAX: usize = 16 * 1024;
+
+/// Parentheses and negations of a query inside each other.
+pub(crate) const QUERY_DEPTH_MAX: usize = 32;
+
+/// Items of a page of a query's result when the caller does not say.
+pub(crate) const QUERY_ITEMS_DEFAULT: usize = 100;
+
 /// JSON text of the desired or the reported properties of a twin, metadata not counted.
 pub(crate) const TWIN_SECTION_BYTES_MAX: usize = 32 * 1024;
 
@@ -116,6 +134,27 @@ pub(crate) const C2D_LOCK_MS: u64 = 60_000;
 
 /// What became of a device's C2D messages: so many of the newest are remembered.
 pub(crate) const C2D_OUTCOMES_MAX: usize = 1_000;
+
+/// Feedback records that wait for the service side; of more the oldest are dropped.
+pub(crate) const FEEDBACK_MAX: usize = 10_000;
+
+/// Feedback records of one message (spec/upstream.md B6).
+pub(crate) const FEEDBACK_BATCH_MAX: usize = 64;
+
+/// Tokens of one AMQP connection, by name; one more is answered 403 (spec/upstream.md B5).
+pub(crate) const TOKENS_MAX: usize = 999;
+
+/// Answers that wait for the credit of one AMQP link; one more detaches the link.
+pub(crate) const ANSWERS_MAX: usize = 2_000;
+
+/// Credit of a link that a client sends on.
+pub(crate) const LINK_CREDIT: u32 = 1_000;
+
+/// Largest AMQP message that a link announces. A batch is one message here.
+pub(crate) const AMQP_MESSAGE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Ledger lines that an event hub reader takes at a time.
+pub(crate) const EVENTS_READ_BYTES: u64 = 256 * 1024;
 
 /// Pause before a step of a C2D queue that could not be written is tried again.
 pub(crate) const C2D_RETRY_PAUSE: Duration = Duration::from_secs(1);

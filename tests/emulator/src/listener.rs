@@ -63,8 +63,11 @@ impl Port {
                     let now_ms = self.hub.clock.now_ms();
                     let connection = self.hub.connections.open(self.transport, peer, now_ms);
                     self.hub.counters.add_other(match self.transport {
+                        Transport::Amqp => Counter::AmqpConnections,
                         // No port is of WebSockets alone.
-                        Transport::Https | Transport::MqttWs => Counter::HttpsConnections,
+                        Transport::AmqpWs | Transport::Https | Transport::MqttWs => {
+                            Counter::HttpsConnections
+                        }
                         Transport::Mqtt => Counter::MqttConnections,
                     });
                     let served = serve(self.gate.guard(socket), connection);

@@ -18,9 +18,12 @@ struct Arguments {
     /// The hub's name: what clients connect to and what tokens are for.
     #[arg(long)]
     hostname: String,
-    /// The address of all three ports.
+    /// The address of all ports.
     #[arg(long)]
     address: IpAddr,
+    /// Port of AMQP over TLS; 0 takes a free one.
+    #[arg(long, default_value_t = 5671)]
+    amqp_port: u16,
     /// Port of MQTT over TLS; 0 takes a free one.
     #[arg(long, default_value_t = 8883)]
     mqtt_port: u16,
@@ -73,6 +76,7 @@ async fn main() -> anyhow::Result<()> {
     let emulator = Emulator::start(Options {
         hostname: arguments.hostname,
         address: arguments.address,
+        amqp_port: arguments.amqp_port,
         mqtt_port: arguments.mqtt_port,
         https_port: arguments.https_port,
         control_port: arguments.control_port,
@@ -124,8 +128,9 @@ async fn stdin_closed(wanted: bool) {
 /// Written aside and renamed, so that a reader never sees half of it.
 fn write_ready_file(path: &Path, emulator: &Emulator) -> std::io::Result<()> {
     let text = format!(
-        "{{\"pid\":{},\"mqtt\":{},\"https\":{},\"control\":{}}}\n",
+        "{{\"pid\":{},\"amqp\":{},\"mqtt\":{},\"https\":{},\"control\":{}}}\n",
         std::process::id(),
+        emulator.amqp_address().port(),
         emulator.mqtt_address().port(),
         emulator.https_address().port(),
         emulator.control_address().port(),

@@ -8,11 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use mqttbytes::QoS;
-use mqttbytes::v4::Publish;
 use parking_lot::Mutex;
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,10 +18,7 @@ use crate::hub::Hub;
 use crate::identity::Identity;
 use crate::ids::uuid;
 use crate::limits::{METHOD_NAME_CHARS_MAX, METHOD_PAYLOAD_BYTES_MAX, METHODS_MAX};
-use crate::sessions::Feature;
-
-/// What a name may not have in a topic: SDKs read it as a part of a URL.
-const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'%').add(b'+').add(b'?');
+use crate::sessions::{Feature, Push};
 
 /// What a caller wants.
 #[derive(Debug, Clone)]
@@ -132,12 +125,16 @@ pub(crate) async fn invoke(
 ) -> Result<MethodAnswer, MethodError> {
     let (answer, answered) = oneshot::channel();
     let waiting = hub.methods.enter(identity, answer)?;
-    let packet = request(call, &waiting.rid).ok_or(MethodError::NotOnline)?;
+    let push = Push::Method {
+        rid: waiting.rid.clone(),
+        name: call.name.clone(),
+        payload: call.payload.to_string(),
+    };
     let deadline = Instant::now() + call.connect_time;
     let mut changed = hub.sessions.watch();
     loop {
         changed.mark_unchanged();
-        if hub.sessions.push(identity, Feature::Methods, &packet) {
+        if hub.sessions.push(identity, Feature::Methods, &push) {
             break;
         }
         let change = timeout_at(deadline, changed.changed()).await;
@@ -164,17 +161,6 @@ fn read_answer(status: i32, body: &[u8]) -> Result<MethodAnswer, MethodError> {
     Ok(MethodAnswer { status, payload })
 }
 
-/// The PUBLISH of a call, at QoS 0 as all `$iothub` traffic. None for what does not fit into MQTT,
-/// which the limits of names and payloads rule out.
-fn request(call: &MethodCall, rid: &str) -> Option<BytesMut> {
-    let name = utf8_percent_encode(&call.name, ENCODED);
-    let topic = format!("$iothub/methods/POST/{name}/?$rid={rid}");
-    let publish = Publish::new(topic, QoS::AtMostOnce, call.payload.to_string());
-    let mut packet = BytesMut::new();
-    publish.write(&mut packet).ok()?;
-    Some(packet)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,18 +171,6 @@ mod tests {
         for bad in ["", "a/b", "a\nb", &"x".repeat(101)] {
             assert!(!is_method_name(bad), "{bad}");
         }
-        let call = MethodCall {
-            name: "a b?c".to_owned(),
-            payload: Value::Null,
-            connect_time: Duration::ZERO,
-            response_time: Duration::ZERO,
-        };
-        let packet = request(&call, "r1").unwrap();
-        let text = String::from_utf8_lossy(&packet);
-        assert!(
-            text.ends_with("$iothub/methods/POST/a%20b%3Fc/?$rid=r1null"),
-            "{text}"
-        );
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl PortGate {
         self.reached.send_replace(state);
     }
 
+    /// Whether the port is a black hole.
+    pub(crate) fn is_black_hole(&self) -> bool {
+        self.stall.is_on()
+    }
+
     /// Returns when the port is no black hole.
     pub(crate) async fn flowing(&self) {
         std::future::poll_fn(|cx| self.stall.poll_flowing(cx)).await;

@@ -75,8 +75,16 @@ impl SasToken {
     }
 
     /// Whether the token was signed with this base64 key. Constant time in the signature.
+    ///
+    /// Event Hubs clients, whose resource is a URL `sb://…`, sign with the key's text.
     pub(crate) fn is_signed_with(&self, key_base64: &str) -> bool {
-        let Ok(key) = STANDARD.decode(key_base64) else {
+        let audiences = self.audiences();
+        let is_url = |audience: &Vec<String>| audience.first().is_some_and(|part| part == "sb:");
+        let key = if audiences.iter().any(is_url) {
+            key_base64.as_bytes().to_vec()
+        } else if let Ok(key) = STANDARD.decode(key_base64) {
+            key
+        } else {
             return false;
         };
         let signed = format!("{}\n{}", self.resource_raw, self.expiry_text);

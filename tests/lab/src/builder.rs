@@ -137,6 +137,17 @@ impl LabBuilder {
         })
     }
 
+    /// `UpstreamProtocol` of every hub that was added before; without it a lab's hubs speak MQTT
+    /// upwards. [`Self::env`] gives one hub another protocol, whichever comes last.
+    #[must_use]
+    pub fn upstream(mut self, protocol: &str) -> Self {
+        for edge in &mut self.topology.edges {
+            let setting = ("UpstreamProtocol".to_owned(), protocol.to_owned());
+            edge.environment.push(setting);
+        }
+        self
+    }
+
     /// `StorageSync` of one hub.
     #[must_use]
     pub fn storage_sync(self, edge: &str, sync: StorageSync) -> Self {

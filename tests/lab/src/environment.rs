@@ -21,6 +21,7 @@ pub(crate) fn emulator(program: &Path, host: &Host, strict: bool) -> Launch {
     let mut arguments: Vec<String> = [
         ("--hostname", host.hostname.clone()),
         ("--address", host.private_address.to_string()),
+        ("--amqp-port", host.ports.amqps.to_string()),
         ("--mqtt-port", host.ports.mqtts.to_string()),
         ("--https-port", host.ports.https.to_string()),
         ("--control-port", host.ports.control.to_string()),

@@ -71,6 +71,11 @@ struct Up {
     /// Further identities and fixed keys, in the emulator's seed format.
     #[arg(long, value_name = "FILE")]
     seed: Option<PathBuf>,
+    /// Protocol towards the parent or IoT Hub: `Amqp`, `AmqpWs`, `Mqtt`, `MqttWs` or, as a hub
+    /// without the setting, `unset`; for one hub alone `edge2=MqttWs`. May be repeated, the last
+    /// word counts.
+    #[arg(long, value_name = "[EDGE=]PROTOCOL", default_value = "Mqtt")]
+    upstream: Vec<String>,
     /// How the hub and the emulator are built.
     #[arg(long, value_enum, default_value_t = Profile::Test)]
     profile: Profile,
@@ -215,6 +220,17 @@ fn builder(up: &Up) -> Result<LabBuilder> {
             builder = builder.module(format!("edge{layer}"), module_name(module));
         }
     }
+    for upstream in &up.upstream {
+        // An empty value is as good as none.
+        let named = |protocol: &str| match protocol {
+            "unset" => String::new(),
+            other => other.to_owned(),
+        };
+        builder = match upstream.split_once('=') {
+            Some((edge, protocol)) => builder.env(edge, "UpstreamProtocol", &named(protocol)),
+            None => builder.upstream(&named(upstream)),
+        };
+    }
     if let Some(seed) = &up.seed {
         builder = builder.seed(Seed::read(seed)?);
     }
@@ -313,6 +329,7 @@ mod tests {
         Cli::command().debug_assert();
         for line in [
             "x up --layers 3 --leaves 2 --modules 1 --state DIR --seed FILE",
+            "x up --state DIR --upstream Amqp --upstream edge2=MqttWs",
             "x kill --state DIR hub",
             "x start --state DIR edge1",
             "x pause --state DIR edge1",

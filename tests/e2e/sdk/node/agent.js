@@ -13,6 +13,7 @@ const fs = require('node:fs');
 const readline = require('node:readline');
 const { parseArgs } = require('node:util');
 const { Client, ModuleClient, Message } = require('azure-iot-device');
+const { Amqp, AmqpWs } = require('azure-iot-device-amqp');
 const { Mqtt, MqttWs } = require('azure-iot-device-mqtt');
 
 const { values: options } = parseArgs({
@@ -27,7 +28,7 @@ const say = (line) => process.stdout.write(JSON.stringify(line) + '\n');
 
 const connectionString = process.env.CONNECTION_STRING;
 const isModule = connectionString.includes('ModuleId=');
-const transport = options.protocol === 'mqttws' ? MqttWs : Mqtt;
+const transport = { amqp: Amqp, amqpws: AmqpWs, mqtt: Mqtt, mqttws: MqttWs }[options.protocol];
 const client = (isModule ? ModuleClient : Client).fromConnectionString(connectionString, transport);
 
 let twin = null;
@@ -121,10 +122,12 @@ const commands = {
     onMethod('unanswered', handle(() => {}));
   },
 
-  watch_c2d: async () => {
+  // settle: complete, or over AMQP also reject or abandon.
+  watch_c2d: async ({ settle }) => {
     client.on('message', (message) => {
       arrived('c2d', null, message);
-      client.complete(message, (error) => error && say({ event: 'error', text: String(error) }));
+      client[settle || 'complete'](
+        message, (error) => error && say({ event: 'error', text: String(error) }));
     });
   },
 

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::queue::Outcome;
 use crate::clock::utc_text;
 use crate::limits::{C2D_BYTES_MAX, TOPIC_BYTES_MAX};
 
@@ -64,6 +65,16 @@ impl Message {
             return Err(MessageError::Topic);
         }
         Ok(())
+    }
+
+    /// Whether the sender wants to hear of this outcome (`iothub-ack`).
+    pub(crate) fn wants_feedback(&self, outcome: Outcome) -> bool {
+        match self.ack.as_deref() {
+            Some("full") => true,
+            Some("positive") => outcome == Outcome::Completed,
+            Some("negative") => outcome != Outcome::Completed,
+            _ => false,
+        }
     }
 
     /// Topic with property bag. The bag is never empty: the C# and Node SDKs need a fifth level.

@@ -3,6 +3,7 @@
 //! Every step is in the journal before anybody hears of it, so a killed emulator redelivers what
 //! was not acknowledged. What became of a message is remembered for tests.
 
+mod feedback;
 mod message;
 mod queue;
 
@@ -14,10 +15,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
 
+pub(crate) use feedback::{Feedback, FeedbackRecord};
 pub(crate) use message::{Message, MessageError};
-pub(crate) use queue::{Delivery, Queued, Settled};
+pub(crate) use queue::{Delivery, Disposal, LockToken, LockedDelivery, Queued, Settled};
 
 use crate::clock::HubClock;
+use crate::ids::uuid_bytes;
 use crate::journal::{Change, Journal, JournalError};
 use crate::limits::{C2D_OUTCOMES_MAX, C2D_QUEUE_MAX, C2D_RETRY_PAUSE};
 use crate::sessions::Actor;
@@ -36,6 +39,8 @@ pub(crate) enum C2dError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Message(#[from] MessageError),
+    #[error("the delivery's lock is lost")]
+    LockLost,
     #[error("no delivery has the packet id {0}")]
     PacketId(u16),
 }
@@ -73,6 +78,7 @@ pub(crate) struct Overview {
 pub(crate) struct C2d {
     devices: Mutex<BTreeMap<String, Device>>,
     journal: Arc<Journal>,
+    pub(crate) feedback: Feedback,
     /// Changes with every step.
     changed: watch::Sender<u64>,
 }
@@ -108,6 +114,7 @@ impl C2d {
         });
         Ok(Self {
             devices: Mutex::new(devices.collect()),
+            feedback: Feedback::open(journal.clone())?,
             journal,
             changed: watch::Sender::new(0),
         })
@@ -173,6 +180,43 @@ impl C2d {
     ) -> Result<Vec<Delivery>, C2dError> {
         self.step_of(device, actor, |queue, effects| {
             Ok(queue.deliver(actor.connection, at_least_once, now_ms, effects))
+        })
+    }
+
+    /// Takes up to `count` messages that are enqueued, for delivery over AMQP.
+    ///
+    /// # Errors
+    /// The connection is closed already.
+    pub(crate) fn lock(
+        &self,
+        device: &str,
+        actor: Actor<'_>,
+        count: usize,
+        now_ms: u64,
+    ) -> Result<Vec<LockedDelivery>, C2dError> {
+        self.step_of(device, actor, |queue, effects| {
+            Ok(queue.lock(actor.connection, count, now_ms, uuid_bytes, effects))
+        })
+    }
+
+    /// A disposition of a delivery over AMQP. An abandoned message is enqueued again.
+    ///
+    /// # Errors
+    /// The connection is closed already, or the lock is lost.
+    pub(crate) fn dispose(
+        &self,
+        device: &str,
+        actor: Actor<'_>,
+        token: LockToken,
+        disposal: Disposal,
+        now_ms: u64,
+    ) -> Result<(), C2dError> {
+        self.step_of(device, actor, |queue, effects| {
+            if queue.dispose(token, disposal, now_ms, effects) {
+                Ok(())
+            } else {
+                Err(C2dError::LockLost)
+            }
         })
     }
 
@@ -335,7 +379,11 @@ impl C2d {
             .unwrap_or_default();
         let mut effects = Effects::default();
         let result = step(&mut queue, &mut effects);
-        let Effects { touched, settled } = effects;
+        let Effects {
+            touched,
+            settled,
+            told,
+        } = effects;
         if touched.is_empty() && settled.is_empty() && !devices.contains_key(name) {
             return result;
         }
@@ -356,7 +404,9 @@ impl C2d {
         for sequence in &forgotten {
             changes.push(Change::delete(key(name, *sequence))?);
         }
-        self.journal.write(&changes)?;
+        let told = told.into_iter();
+        let told = told.map(|settled| FeedbackRecord::new(name, settled));
+        self.feedback.write(changes, told.collect())?;
         for sequence in forgotten {
             device.settled.remove(&sequence);
         }

@@ -7,6 +7,9 @@
 //!
 //! The packet id of an unacknowledged delivery belongs to the session: while the session lasts,
 //! the message goes out again with the same id and DUP (MQTT-4.4.0-1).
+//!
+//! Over AMQP a delivery has a lock token, by which it is completed, abandoned or rejected. Such a
+//! lock stays when its connection ends, until it runs out (spec/upstream.md B5).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,7 +45,12 @@ pub(crate) struct Queued {
 pub(crate) struct Lock {
     pub(crate) until_ms: u64,
     connection: u64,
+    /// Of a delivery over AMQP.
+    token: Option<LockToken>,
 }
+
+/// Names a delivery over AMQP: a uuid, and the delivery's tag.
+pub(crate) type LockToken = [u8; 16];
 
 /// How a message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +61,7 @@ pub(crate) enum Outcome {
     DeadLettered,
     Expired,
     Purged,
+    Rejected,
 }
 
 /// What is remembered of a settled message.
@@ -75,12 +84,33 @@ pub(crate) struct Delivery {
     pub(crate) message: Arc<Message>,
 }
 
+/// A message on its way out over AMQP.
+#[derive(Debug)]
+pub(crate) struct LockedDelivery {
+    pub(crate) sequence: u64,
+    pub(crate) token: LockToken,
+    pub(crate) enqueued_ms: u64,
+    /// Deliveries before this one that count.
+    pub(crate) earlier: u32,
+    pub(crate) message: Arc<Message>,
+}
+
+/// What a client does with a delivery over AMQP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disposal {
+    Abandon,
+    Complete,
+    Reject,
+}
+
 /// What a step has changed: to be written before the step counts.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     /// Messages that are still there and not as they were.
     pub(crate) touched: BTreeSet<u64>,
     pub(crate) settled: Vec<(u64, Settled)>,
+    /// Of those, the messages whose senders want to hear of it.
+    pub(crate) told: Vec<Settled>,
 }
 
 /// The messages of one device, by sequence number.
@@ -139,7 +169,7 @@ impl Queue {
     /// A connection begins: what others had locked is free. Without the session of before its
     /// packet ids are free as well.
     pub(crate) fn connect(&mut self, goes_on: bool, now_ms: u64, effects: &mut Effects) {
-        self.release(|_| true, now_ms, effects);
+        self.release(|lock| lock.token.is_none(), now_ms, effects);
         self.void_ids.clear();
         if goes_on {
             return;
@@ -153,7 +183,8 @@ impl Queue {
 
     /// A connection is over: what it had not acknowledged is enqueued again.
     pub(crate) fn disconnect(&mut self, connection: u64, now_ms: u64, effects: &mut Effects) {
-        self.release(|lock| lock.connection == connection, now_ms, effects);
+        let ends = |lock: &Lock| lock.connection == connection && lock.token.is_none();
+        self.release(ends, now_ms, effects);
     }
 
     fn release(&mut self, ends: impl Fn(&Lock) -> bool, now_ms: u64, effects: &mut Effects) {
@@ -190,6 +221,7 @@ impl Queue {
             queued.lock = Some(Lock {
                 until_ms: now_ms.saturating_add(C2D_LOCK_MS),
                 connection,
+                token: None,
             });
             deliveries.push(Delivery {
                 sequence,
@@ -203,6 +235,70 @@ impl Queue {
             effects.touched.insert(sequence);
         }
         deliveries
+    }
+
+    /// Up to `count` enqueued messages go out over AMQP, oldest first; `token` makes up their
+    /// names.
+    pub(crate) fn lock(
+        &mut self,
+        connection: u64,
+        count: usize,
+        now_ms: u64,
+        mut token: impl FnMut() -> LockToken,
+        effects: &mut Effects,
+    ) -> Vec<LockedDelivery> {
+        self.tick(now_ms, effects);
+        let enqueued = self.messages.iter_mut();
+        let enqueued = enqueued.filter(|(_, queued)| queued.lock.is_none());
+        let mut deliveries = Vec::new();
+        for (sequence, queued) in enqueued.take(count) {
+            queued.deliveries += u32::from(!std::mem::take(&mut queued.uncounted));
+            // An MQTT session that waits has let go of it.
+            self.void_ids.extend(queued.packet_id.take());
+            let token = token();
+            queued.lock = Some(Lock {
+                until_ms: now_ms.saturating_add(C2D_LOCK_MS),
+                connection,
+                token: Some(token),
+            });
+            deliveries.push(LockedDelivery {
+                sequence: *sequence,
+                token,
+                enqueued_ms: queued.enqueued_ms,
+                earlier: queued.deliveries.saturating_sub(1),
+                message: queued.message.clone(),
+            });
+            effects.touched.insert(*sequence);
+        }
+        deliveries
+    }
+
+    /// A disposition. False when nothing is locked under this token any more.
+    pub(crate) fn dispose(
+        &mut self,
+        token: LockToken,
+        disposal: Disposal,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> bool {
+        self.tick(now_ms, effects);
+        let mut messages = self.messages.iter_mut();
+        let found = messages.find(|(_, queued)| {
+            let lock = queued.lock.as_ref();
+            lock.is_some_and(|lock| lock.token == Some(token))
+        });
+        let Some((&sequence, queued)) = found else {
+            return false;
+        };
+        match disposal {
+            Disposal::Abandon => {
+                queued.lock = None;
+                self.sweep(now_ms, effects);
+            }
+            Disposal::Complete => self.settle(sequence, Outcome::Completed, now_ms, effects),
+            Disposal::Reject => self.settle(sequence, Outcome::Rejected, now_ms, effects),
+        }
+        true
     }
 
     /// A PUBACK. False when nothing with this id waits for one.
@@ -307,6 +403,9 @@ impl Queue {
             enqueued_ms: queued.enqueued_ms,
             settled_ms: now_ms,
         };
+        if queued.message.wants_feedback(outcome) {
+            effects.told.push(settled.clone());
+        }
         effects.settled.push((sequence, settled));
     }
 

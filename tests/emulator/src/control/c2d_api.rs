@@ -74,9 +74,10 @@ impl From<C2dError> for Refused {
             C2dError::Full => StatusCode::FORBIDDEN,
             C2dError::Message(MessageError::Size(_)) => StatusCode::PAYLOAD_TOO_LARGE,
             C2dError::Message(_) => StatusCode::BAD_REQUEST,
-            C2dError::Fenced | C2dError::Journal(_) | C2dError::PacketId(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            C2dError::Fenced
+            | C2dError::Journal(_)
+            | C2dError::LockLost
+            | C2dError::PacketId(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(status, error.to_string())
     }

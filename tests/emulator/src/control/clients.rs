@@ -20,8 +20,10 @@ use crate::sessions::SessionInfo;
 pub(super) struct ConnectionJson {
     id: u64,
     transport: &'static str,
+    carrier: Option<u64>,
     client_id: Option<String>,
     auth_chain: Option<String>,
+    client_version: Option<String>,
     peer: String,
     connected_since_utc: String,
     subscriptions: Vec<SubscriptionJson>,
@@ -36,14 +38,18 @@ impl ConnectionJson {
         Self {
             id: info.id,
             transport: match info.transport {
+                Transport::Amqp => "amqp",
+                Transport::AmqpWs => "amqp_ws",
                 Transport::Https => "https",
                 Transport::Mqtt => "mqtt",
                 Transport::MqttWs => "mqtt_ws",
             },
+            carrier: info.carrier,
             client_id: claim.map(|claim| claim.identity.to_string()),
             auth_chain: claim
                 .and_then(|claim| claim.chain.as_ref())
                 .map(ToString::to_string),
+            client_version: info.client_version.clone(),
             peer: info.peer.to_string(),
             connected_since_utc: utc_text(info.since_ms),
             subscriptions: session.map(subscriptions).unwrap_or_default(),

@@ -13,13 +13,17 @@
 //! - `GET /ledger/wait?count=n&timeout_ms=t`: `{"count":m,"reached":true}` as soon as m >= n, or
 //!   `"reached":false` after t, which is 30,000 when left out and 600,000 at most.
 //!
-//! Connections, of both ports; `client_id` is null before CONNECT and for HTTPS, `subscriptions`
-//! are those of the session:
-//! - `GET /connections`: `[{"id":7,"transport":"mqtt"|"mqtt_ws"|"https","client_id":"leaf1"|null,
-//!   "auth_chain":"leaf1;L3;L4"|null,"peer":"127.0.0.1:50000","connected_since_utc":"…",
+//! Connections, of all ports; `client_id` is null before CONNECT, for HTTPS and for a socket with
+//! AMQP. Each identity that such a socket carries has an entry of its own, with the socket's id as
+//! its `carrier`. `subscriptions` are those of the session:
+//! - `GET /connections`: `[{"id":7,"transport":"mqtt"|"mqtt_ws"|"amqp"|"amqp_ws"|"https",
+//!   "carrier":6|null,"client_id":"leaf1"|null,"auth_chain":"leaf1;L3;L4"|null,
+//!   "client_version":"…"|null,"peer":"127.0.0.1:50000","connected_since_utc":"…",
 //!   "subscriptions":[{"filter":"$iothub/twin/res/#","qos":0}]}]`.
 //! - `DELETE /connections`: kills all; `{"killed":n}` once their sockets are closed.
-//! - `DELETE /connections?client_id=leaf1`: kills that identity's.
+//! - `DELETE /connections?client_id=leaf1`: kills that identity's. Of an AMQP socket that serves
+//!   others as well only its links are detached, with `amqp:link:detach-forced`. An AMQP client's
+//!   links are shown as the MQTT filters of the same meaning.
 //! - `DELETE /connections/{id}`: kills one; 404 when there is no such connection.
 //!
 //! Sessions, those of clients that are connected and those that wait for their client:
@@ -51,19 +55,29 @@
 //! - `DELETE /counters`: all 0.
 //!
 //! Ports:
-//! - `GET /ports`: `{"mqtt":{"port":8883,"state":"open"},"https":{"port":443,"state":"open"}}`.
-//! - `PUT /ports/{mqtt|https}` with `{"state":"open"|"black_hole"|"refused"}`: the same answer,
+//! - `GET /ports`: `{"amqp":{"port":5671,"state":"open"},"mqtt":{"port":8883,"state":"open"},
+//!   "https":{"port":443,"state":"open"}}`.
+//! - `PUT /ports/{amqp|mqtt|https}` with `{"state":"open"|"black_hole"|"refused"}`: the same answer,
 //!   once the state is reached.
 //!
 //! Faults; `code` is a CONNACK code (1 to 5, 3 when left out) for `connect`, an HTTP status (400
-//! to 599, 500 when left out) for `scope`, `registry` and `service` (twins, methods, purge and
-//! configurations), such a status in the answer to a device for `twin`, and has to be left out for
+//! to 599, 500 when left out) for `scope`, `registry` and `service` (twins, methods, queries, purge
+//! and configurations), such a status in the answer to a device for `twin` and `put_token`, one that
+//! is made an AMQP error condition for `attach` and `transfer`, and has to be left out for
 //! `publish`:
 //! - `GET /faults`: `[{"kind":"connect","count":2,"code":5}]`, what is not used up.
-//! - `POST /faults` with `{"kind":"connect"|"publish"|"scope"|"registry"|"service"|"twin",
-//!   "count":n,"code":c}`: the next n requests of that kind fail. Replaces the order of that kind.
-//!   The same answer.
-//! - `DELETE /faults`: `[]`.
+//! - `POST /faults` with `{"kind":"connect"|"publish"|"put_token"|"attach"|"transfer"|"twin"|
+//!   "scope"|"registry"|"service","count":n,"code":c}`: the next n requests of that kind fail;
+//!   with `"standing":true` instead of `count` all do until it is cleared (so is a device
+//!   throttled: 429; a quota used up: 403). With `"client_id":"leaf1"|"L5/modA"` only that
+//!   identity's requests: for HTTPS the one that the path names below `devices` or `twins`.
+//!   Replaces the order of that kind and identity; that of an identity goes before that of
+//!   everybody. `attach` and `transfer` take `"condition":"amqp:…"` to be used instead of the one
+//!   of the code. `"answer"` says what happens otherwise than usual: `"close"` (the connection,
+//!   with the error) or `"silence"` for `put_token`, `attach` and `transfer`; `"detach"`,
+//!   `"release"` or `"modify"` for `transfer`, which usually is rejected. The same answer.
+//! - `DELETE /faults`: `[]`. With `?kind=twin`, `?client_id=leaf1` or both: only those; the rest is
+//!   answered.
 //!
 //! Clock:
 //! - `GET /clock`: `{"offset_ms":0,"utc":"…"}`.
@@ -94,9 +108,10 @@ use tokio::time::timeout;
 use tracing::info;
 
 use crate::clock::utc_text;
-use crate::faults::Fault;
+use crate::faults::{Fault, FaultError, FaultKind};
 use crate::hub::Hub;
-use crate::limits::{FAULT_COUNT_MAX, REQUEST_BYTES_MAX, SETTLE_MAX, WAIT_MAX};
+use crate::identity::Identity;
+use crate::limits::{REQUEST_BYTES_MAX, SETTLE_MAX, WAIT_MAX};
 use crate::port::PortState;
 use ledger_body::LedgerBody;
 
@@ -104,6 +119,7 @@ use ledger_body::LedgerBody;
 #[derive(Clone)]
 pub(crate) struct Control {
     pub(crate) hub: Arc<Hub>,
+    pub(crate) amqp: SocketAddr,
     pub(crate) mqtt: SocketAddr,
     pub(crate) https: SocketAddr,
 }
@@ -158,6 +174,12 @@ impl From<JsonRejection> for Refused {
     }
 }
 
+impl From<FaultError> for Refused {
+    fn from(error: FaultError) -> Self {
+        Self::bad(error.to_string())
+    }
+}
+
 impl From<QueryRejection> for Refused {
     fn from(rejection: QueryRejection) -> Self {
         Self::bad(rejection.body_text())
@@ -176,7 +198,7 @@ async fn healthz() -> Json<Value> {
 
 async fn readyz(State(control): State<Control>) -> (StatusCode, Json<Value>) {
     let hub = &control.hub;
-    let ready = [&hub.mqtt_port, &hub.https_port]
+    let ready = [&hub.amqp_port, &hub.mqtt_port, &hub.https_port]
         .iter()
         .all(|port| port.state() == PortState::Open);
     let status = if ready {
@@ -261,8 +283,14 @@ async fn ledger_wait(
 }
 
 async fn ports(State(control): State<Control>) -> Json<Value> {
-    let Control { hub, mqtt, https } = &control;
+    let Control {
+        hub,
+        amqp,
+        mqtt,
+        https,
+    } = &control;
     Json(json!({
+        "amqp": { "port": amqp.port(), "state": hub.amqp_port.state() },
         "mqtt": { "port": mqtt.port(), "state": hub.mqtt_port.state() },
         "https": { "port": https.port(), "state": hub.https_port.state() },
     }))
@@ -281,6 +309,7 @@ async fn set_port(
 ) -> Result<Json<Value>, Refused> {
     let Json(PortRequest { state }) = request?;
     let gate = match name.as_str() {
+        "amqp" => &control.hub.amqp_port,
         "https" => &control.hub.https_port,
         "mqtt" => &control.hub.mqtt_port,
         _ => return Err(Refused(StatusCode::NOT_FOUND, "no such port".to_owned())),
@@ -307,19 +336,27 @@ async fn set_fault(
     request: Result<Json<Fault>, JsonRejection>,
 ) -> Result<Json<Vec<Fault>>, Refused> {
     let Json(fault) = request?;
-    if fault.checked_code().is_none() || fault.count > FAULT_COUNT_MAX {
-        return Err(Refused::bad(
-            "the kind has no such code, or count is too large",
-        ));
-    }
-    info!(kind = ?fault.kind, count = fault.count, code = fault.code, "faults ordered");
-    control.hub.faults.set(fault);
+    control.hub.faults.set(fault.clone())?;
+    info!(?fault, "faults ordered");
     Ok(faults(State(control)).await)
 }
 
-async fn clear_faults(State(control): State<Control>) -> Json<Vec<Fault>> {
-    control.hub.faults.clear();
-    faults(State(control)).await
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClearQuery {
+    kind: Option<FaultKind>,
+    client_id: Option<String>,
+}
+
+async fn clear_faults(
+    State(control): State<Control>,
+    query: Result<Query<ClearQuery>, QueryRejection>,
+) -> Result<Json<Vec<Fault>>, Refused> {
+    let Query(ClearQuery { kind, client_id }) = query?;
+    let identity = client_id.as_deref().map(Identity::parse).transpose();
+    let identity = identity.map_err(|error| Refused::bad(error.to_string()))?;
+    control.hub.faults.clear(kind, identity.as_ref());
+    Ok(faults(State(control)).await)
 }
 
 async fn clock(State(control): State<Control>) -> Json<Value> {

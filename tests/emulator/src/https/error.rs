@@ -12,6 +12,7 @@ use crate::clock::utc_text;
 use crate::identity::NameError;
 use crate::ids::uuid;
 use crate::methods::MethodError;
+use crate::query::QueryError;
 use crate::registry::RegistryError;
 use crate::twin::TwinError;
 
@@ -73,9 +74,12 @@ impl ApiError {
     pub(super) fn ordered(code: u16) -> Self {
         let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let name = match code {
+            400 => "ArgumentInvalid",
             401 => "IotHubUnauthorizedAccess",
             403 => "IotHubQuotaExceeded",
             404 => "DeviceNotFound",
+            412 => "PreconditionFailed",
+            413 => "MessageTooLarge",
             429 => "ThrottlingException",
             503 => "ServiceUnavailable",
             504 => "GatewayTimeout",
@@ -124,17 +128,18 @@ impl From<NameError> for ApiError {
 
 impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
-        let (status, name) = match &error {
-            RegistryError::Argument(_) => (StatusCode::BAD_REQUEST, "ArgumentInvalid"),
-            RegistryError::DeviceExists(_) => (StatusCode::CONFLICT, "DeviceAlreadyExists"),
-            RegistryError::DeviceNotFound(_) => (StatusCode::NOT_FOUND, "DeviceNotFound"),
-            RegistryError::Etag => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed"),
-            RegistryError::ModuleExists(_) => (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice"),
-            RegistryError::ModuleNotFound(_) => (StatusCode::NOT_FOUND, "ModuleNotFound"),
-            RegistryError::TooManyDevices => (StatusCode::FORBIDDEN, "TooManyDevices"),
-            RegistryError::TooManyModules => (StatusCode::CONFLICT, "TooManyModulesOnDevice"),
-        };
+        let (code, name) = error.code();
+        // The number begins with the status.
+        let status = u16::try_from(code / 1_000).ok();
+        let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self::new(status, name, error.to_string())
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        Self::bad_request(error.to_string())
     }
 }
 

@@ -1,12 +1,15 @@
-//! The HTTPS side: registry, twins, methods, and the two scope calls (spec/upstream.md A9, B7);
-//! and MQTT in a WebSocket.
+//! The HTTPS side: registry, twins, methods, queries, and the two scope calls (spec/upstream.md A9,
+//! B7); and MQTT and AMQP in a WebSocket.
 
+mod bulk_api;
 mod configuration_api;
 mod error;
 mod method_api;
+mod query_api;
 mod registry_api;
 mod request;
 mod scope_api;
+mod statistics_api;
 mod twin_api;
 mod websocket;
 
@@ -41,6 +44,10 @@ enum Answer {
     Empty,
     /// The body, and the etag of the one identity in it.
     Json(Vec<u8>, Option<String>),
+    /// Of a query.
+    Page(query_api::Page),
+    /// A body that says what of a bulk call could not be done, as an answer of 400.
+    Partial(Vec<u8>),
 }
 
 impl Answer {
@@ -86,7 +93,7 @@ async fn answer(
     slot: &UpgradeSlot,
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    if request.uri().path() == edgehub_ws::PATH {
+    if [edgehub_ws::PATH, websocket::EVENTS_PATH].contains(&request.uri().path()) {
         return Ok(websocket::upgrade(&mut request, slot));
     }
     let method = request.method().clone();
@@ -107,6 +114,8 @@ async fn answer(
             }
             response
         }
+        Ok(Answer::Page(page)) => page.into_response(),
+        Ok(Answer::Partial(body)) => with_status(StatusCode::BAD_REQUEST, body.into()),
         Err(error) => {
             info!(%method, path, status = error.status.as_u16(), reason = error.text, "refused");
             error.into_response(hub.clock.now_ms())
@@ -129,7 +138,7 @@ fn with_status(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
 }
 
 /// The three groups of calls: they fail and are counted apart.
-fn kind_of(path: &[&str]) -> (FaultKind, Counter) {
+fn kind_of(method: &Method, path: &[&str]) -> (FaultKind, Counter) {
     match path {
         [
             _,
@@ -141,16 +150,20 @@ fn kind_of(path: &[&str]) -> (FaultKind, Counter) {
         ["twins", ..] | ["devices", _, "applyConfigurationContent" | "commands"] => {
             (FaultKind::Service, Counter::ServiceCalls)
         }
+        // A device may have this name.
+        ["devices", "query"] if method == Method::POST => {
+            (FaultKind::Service, Counter::ServiceCalls)
+        }
         _ => (FaultKind::Registry, Counter::RegistryCalls),
     }
 }
 
 async fn route(hub: &Hub, call: &Call) -> Result<Answer, ApiError> {
     let path = call.path();
-    let (kind, counter) = kind_of(&path);
+    let (kind, counter) = kind_of(&call.method, &path);
     hub.counters.add_other(counter);
-    if let Some(code) = hub.faults.take(kind) {
-        return Err(ApiError::ordered(code));
+    if let Some(failure) = hub.faults.take(kind, named(&path).as_ref()) {
+        return Err(ApiError::ordered(failure.code));
     }
     call.check_api_version()?;
     match (kind, &call.method, path.as_slice()) {
@@ -167,16 +180,32 @@ async fn route(hub: &Hub, call: &Call) -> Result<Answer, ApiError> {
         (FaultKind::Service, &Method::DELETE, ["devices", device, "commands"]) => {
             method_api::purge(hub, call, device)
         }
+        (FaultKind::Service, &Method::POST, ["devices", "query"]) => query_api::run(hub, call),
         (FaultKind::Service, &Method::POST, ["twins", rest @ .., "methods"]) => {
             method_api::invoke(hub, call, &target(rest)?).await
         }
         (FaultKind::Service, method, ["twins", rest @ ..]) => {
             twin_api::route(hub, call, method, &target(rest)?)
         }
+        (FaultKind::Registry, &Method::POST, ["devices"]) => bulk_api::change(hub, call),
+        (FaultKind::Registry, &Method::GET, ["statistics", what]) => {
+            statistics_api::get(hub, call, what)
+        }
         (FaultKind::Registry, method, ["devices", rest @ ..]) => {
             registry_api::route(hub, call, method, rest)
         }
         _ => Err(ApiError::not_supported()),
+    }
+}
+
+/// The identity that a path is about.
+fn named(path: &[&str]) -> Option<Identity> {
+    match path {
+        ["devices" | "twins", device, "modules", module, ..] => {
+            Identity::new(device, Some(module)).ok()
+        }
+        ["devices" | "twins", device, ..] => Identity::new(device, None).ok(),
+        _ => None,
     }
 }
 

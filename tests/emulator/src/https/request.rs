@@ -3,7 +3,7 @@
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, IF_MATCH};
-use hyper::{Method, Request};
+use hyper::{HeaderMap, Method, Request};
 use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
@@ -12,13 +12,13 @@ use crate::identity::is_id;
 use crate::limits::REQUEST_BYTES_MAX;
 
 /// A request whose path has only plain segments.
-#[derive(Debug)]
 pub(super) struct Call {
     pub(super) method: Method,
     segments: Vec<String>,
     query: Vec<(String, String)>,
     credential: String,
     if_match: Option<String>,
+    headers: HeaderMap,
     body: Vec<u8>,
 }
 
@@ -56,6 +56,7 @@ impl Call {
             query,
             credential,
             if_match,
+            headers: head.headers,
             body,
         })
     }
@@ -86,6 +87,12 @@ impl Call {
     pub(super) fn if_match(&self) -> Option<Option<&str>> {
         let etag = self.if_match.as_deref()?.trim_matches('"');
         Some(Some(etag).filter(|etag| *etag != "*"))
+    }
+
+    /// The value of a header; None when it is missing, empty or no text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let text = self.headers.get(name)?.to_str().ok()?.trim();
+        Some(text).filter(|text| !text.is_empty())
     }
 
     pub(super) fn json<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T, ApiError> {

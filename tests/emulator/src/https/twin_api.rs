@@ -11,12 +11,9 @@ use crate::authorize::{self, Permission};
 use crate::clock::utc_text;
 use crate::hub::Hub;
 use crate::identity::Identity;
-use crate::registry::json::{connection_text, status_text};
+use crate::registry::json::{NEVER, connection_text, status_text};
 use crate::registry::{Authentication, Devices, RegistryError};
 use crate::twin::{Object, ServiceChange, Twin};
-
-/// What the emulator does not follow.
-const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// A twin as a caller sends it. Who reads a twin and sends it back sends more; that is ignored,
 /// the reported properties included.
@@ -79,7 +76,8 @@ pub(super) fn find(devices: &Devices, identity: &Identity) -> Result<(), Registr
     }
 }
 
-fn rest_twin(
+/// A twin as the service side gets it. The registry has to have the identity.
+pub(super) fn rest_twin(
     hub: &Hub,
     devices: &Devices,
     identity: &Identity,
@@ -103,6 +101,7 @@ fn rest_twin(
         "etag": twin.etag(),
         "deviceEtag": etag,
         "status": status_text(device.enabled),
+        "statusReason": device.status_reason,
         "statusUpdateTime": utc_text(device.status_updated_ms),
         "connectionState": connection_text(connected),
         "lastActivityTime": NEVER,

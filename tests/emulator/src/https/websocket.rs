@@ -1,6 +1,6 @@
-//! MQTT in a WebSocket on the port of HTTPS (spec/upstream.md B4, spec/mqtt.md 1.2).
+//! MQTT and AMQP in a WebSocket on the port of HTTPS (spec/upstream.md B2, spec/mqtt.md 1.2).
 //!
-//! The framing is the workspace's own crate; what is in it is this crate's MQTT. The hub sends no
+//! The framing is the workspace's own crate; what is in it is this crate's MQTT or AMQP. The hub sends no
 //! pings, as IoT Hub does not.
 
 use std::io;
@@ -19,16 +19,25 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tracing::info;
 
-use crate::connections::Connection;
+use crate::connections::{Connection, Transport};
 use crate::hub::Hub;
-use crate::mqtt;
+use crate::{amqp, mqtt};
+
+/// The path by which Event Hubs clients ask for AMQP.
+pub(super) const EVENTS_PATH: &str = "/$servicebus/websocket";
+
+/// The sub-protocols, as they are answered.
+const PROTOCOLS: [&str; 2] = [edgehub_ws::MQTT, edgehub_ws::AMQP];
+
+/// A request that became a WebSocket, and its sub-protocol.
+pub(super) type Upgrade = (OnUpgrade, &'static str);
 
 /// Where a request that became a WebSocket leaves it for the connection's task.
 #[derive(Default)]
-pub(super) struct UpgradeSlot(Mutex<Option<OnUpgrade>>);
+pub(super) struct UpgradeSlot(Mutex<Option<Upgrade>>);
 
 impl UpgradeSlot {
-    pub(super) fn take(&self) -> Option<OnUpgrade> {
+    pub(super) fn take(&self) -> Option<Upgrade> {
         self.0.lock().take()
     }
 }
@@ -40,14 +49,14 @@ pub(super) fn upgrade(
 ) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     match agree(request.method(), request.headers()) {
-        Ok(accept) => {
-            *slot.0.lock() = Some(hyper::upgrade::on(request));
+        Ok((accept, protocol)) => {
+            *slot.0.lock() = Some((hyper::upgrade::on(request), protocol));
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             let headers = response.headers_mut();
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-            let protocol = HeaderValue::from_static(edgehub_ws::MQTT);
+            let protocol = HeaderValue::from_static(protocol);
             headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
         }
         Err(reason) => {
@@ -59,17 +68,27 @@ pub(super) fn upgrade(
 }
 
 /// Serves the upgraded connection until it ends.
-pub(super) async fn serve(hub: &Hub, upgrade: OnUpgrade, connection: &Connection) {
-    connection.upgraded();
+pub(super) async fn serve(hub: &Hub, upgrade: Upgrade, connection: &Connection) {
+    let (upgrade, protocol) = upgrade;
     let stream = async {
         let upgraded = upgrade.await.map_err(io::Error::other)?;
         Ok(ByteStream::server(TokioIo::new(upgraded)).await)
     };
-    mqtt::serve_over(hub, &hub.https_port, stream, connection).await;
+    if protocol == edgehub_ws::AMQP {
+        connection.upgraded(Transport::AmqpWs);
+        amqp::serve_over(hub, &hub.https_port, stream, connection).await;
+    } else {
+        connection.upgraded(Transport::MqttWs);
+        mqtt::serve_over(hub, &hub.https_port, stream, connection).await;
+    }
 }
 
-/// What goes into `Sec-WebSocket-Accept` (RFC 6455 section 4.2), or what is wrong.
-fn agree(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, &'static str> {
+/// What goes into `Sec-WebSocket-Accept` (RFC 6455 section 4.2) with the sub-protocol, or what is
+/// wrong.
+fn agree(
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<(HeaderValue, &'static str), &'static str> {
     if method != Method::GET || !names(headers, &UPGRADE, "websocket") {
         return Err("no request for a WebSocket");
     }
@@ -79,11 +98,12 @@ fn agree(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, &'static s
     if !names(headers, &SEC_WEBSOCKET_VERSION, "13") {
         return Err("its version is not 13");
     }
-    if !names(headers, &SEC_WEBSOCKET_PROTOCOL, edgehub_ws::MQTT) {
-        return Err("it does not ask for MQTT");
-    }
+    let asked = |name: &&&str| names(headers, &SEC_WEBSOCKET_PROTOCOL, name);
+    let protocol = PROTOCOLS.iter().find(asked);
+    let protocol = *protocol.ok_or("it asks for neither MQTT nor AMQP")?;
     let key = headers.get(SEC_WEBSOCKET_KEY).ok_or("it has no key")?;
-    HeaderValue::try_from(edgehub_ws::accept_key(key.as_bytes())).map_err(|_| "its key is unusable")
+    let accept = HeaderValue::try_from(edgehub_ws::accept_key(key.as_bytes()));
+    Ok((accept.map_err(|_| "its key is unusable")?, protocol))
 }
 
 /// Whether one of a header's comma-separated values is this one, in any case.

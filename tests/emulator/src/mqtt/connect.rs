@@ -8,7 +8,7 @@ use crate::api_version::is_api_version;
 use crate::authorize::{self, Claim, Refusal};
 use crate::faults::FaultKind;
 use crate::hub::Hub;
-use crate::ledger::{Sender, Stamps};
+use crate::identity::Identity;
 use crate::sas::SasToken;
 
 /// Why a CONNECT is refused.
@@ -55,8 +55,9 @@ pub(crate) struct Admitted {
 
 /// Judges a CONNECT. The registry, the policies and the clock are read once, here.
 pub(crate) fn admit(hub: &Hub, connect: &Connect) -> Result<Admitted, ConnectError> {
-    if let Some(code) = hub.faults.take(FaultKind::Connect) {
-        return Err(ConnectError::Fault(code));
+    let who = Identity::parse(&connect.client_id).ok();
+    if let Some(failure) = hub.faults.take(FaultKind::Connect, who.as_ref()) {
+        return Err(ConnectError::Fault(failure.code));
     }
     let (user_name, password) = match &connect.login {
         Some(login) => (login.username.as_str(), login.password.as_str()),
@@ -80,7 +81,7 @@ pub(crate) fn admit(hub: &Hub, connect: &Connect) -> Result<Admitted, ConnectErr
     };
     let expires_at_ms = authorize::connect(hub, &claim, password)?;
     let by_policy = SasToken::parse(password).is_ok_and(|token| token.policy.is_some());
-    let stamps = stamps(hub, &claim, user_name.model_id.as_deref(), by_policy)?;
+    let stamps = hub.stamps(&claim.identity, user_name.model_id.as_deref(), by_policy)?;
     let session = Session::new(claim.identity.clone(), stamps, hub.mode);
     if let Some(will) = &connect.last_will
         && session
@@ -94,37 +95,4 @@ pub(crate) fn admit(hub: &Hub, connect: &Connect) -> Result<Admitted, ConnectErr
         claim,
         expires_at_ms,
     })
-}
-
-/// The stamps of this connection's messages: always the target's, also when an edge device acts.
-fn stamps(
-    hub: &Hub,
-    claim: &Claim,
-    model_id: Option<&str>,
-    by_policy: bool,
-) -> Result<Stamps, Refusal> {
-    let devices = hub.devices();
-    let identity = &claim.identity;
-    let unknown = |_| Refusal::Unknown(identity.clone());
-    let generation_id = match &identity.module {
-        None => {
-            &devices
-                .find(&identity.device)
-                .map_err(unknown)?
-                .generation_id
-        }
-        Some(module) => {
-            &devices
-                .find_module(&identity.device, module)
-                .map_err(unknown)?
-                .generation_id
-        }
-    };
-    Ok(Stamps::new(&Sender {
-        device: &identity.device,
-        module: identity.module.as_deref(),
-        generation_id,
-        model_id,
-        by_policy,
-    }))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use mqttbytes::QoS;
 use mqttbytes::v4::Publish;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::CloseReason;
 use super::codec::CodecError;
@@ -14,7 +15,10 @@ use crate::connections::Connection;
 use crate::counters::Counter;
 use crate::hub::Hub;
 use crate::identity::Identity;
-use crate::sessions::{Actor, Feature, Outbox};
+use crate::sessions::{Actor, Feature, Outbox, Push};
+
+/// What a method's name may not have in a topic: SDKs read it as a part of a URL.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'%').add(b'+').add(b'?');
 
 /// An identity's session while its connection lives. When it is dropped, the connection has let
 /// go of everything.
@@ -94,10 +98,10 @@ impl<'a> OpenSession<'a> {
     /// # Errors
     /// The connection is fenced.
     pub(crate) fn take(&self) -> Result<Outgoing, CloseReason> {
-        let mut outgoing = Outgoing {
-            bytes: self.outbox.take(),
-            at_most_once: Vec::new(),
-        };
+        let mut outgoing = Outgoing::default();
+        for push in self.outbox.take() {
+            write_push(&push, &mut outgoing.bytes)?;
+        }
         let (sessions, identity) = (&self.hub.sessions, self.identity);
         let Some(qos) = sessions.granted(identity, Feature::CloudToDevice) else {
             return Ok(outgoing);
@@ -165,5 +169,44 @@ impl Drop for OpenSession<'_> {
             let c2d = &self.hub.c2d;
             c2d.disconnect(&identity.device, connection, now_ms);
         }
+    }
+}
+
+/// The PUBLISH of a push, at QoS 0 as all `$iothub` traffic. The limits of names, payloads and
+/// twins keep it far below that of MQTT.
+fn write_push(push: &Push, bytes: &mut BytesMut) -> Result<(), CodecError> {
+    let (topic, body) = match push {
+        Push::Desired { version, body } => (
+            format!("$iothub/twin/PATCH/properties/desired/?$version={version}"),
+            body,
+        ),
+        Push::Method { rid, name, payload } => {
+            let name = utf8_percent_encode(name, ENCODED);
+            (format!("$iothub/methods/POST/{name}/?$rid={rid}"), payload)
+        }
+    };
+    let publish = Publish::new(topic, QoS::AtMostOnce, body.as_str());
+    publish.write(bytes).map_err(CodecError::Packet)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_methods_name_is_one_level_of_a_topic() {
+        let push = Push::Method {
+            rid: "r1".to_owned(),
+            name: "a b?c".to_owned(),
+            payload: "null".to_owned(),
+        };
+        let mut packet = BytesMut::new();
+        write_push(&push, &mut packet).unwrap();
+        let text = String::from_utf8_lossy(&packet);
+        assert!(
+            text.ends_with("$iothub/methods/POST/a%20b%3Fc/?$rid=r1null"),
+            "{text}"
+        );
     }
 }

@@ -107,7 +107,13 @@ impl Handler<'_> {
             .read_telemetry(&publish.topic, &publish.payload, publish.retain);
         match read {
             Ok(bag) => {
-                if self.hub.faults.take(FaultKind::Publish).is_some() {
+                let who = self.session.identity();
+                if self
+                    .hub
+                    .faults
+                    .take(FaultKind::Publish, Some(who))
+                    .is_some()
+                {
                     return Err(CloseReason::Fault);
                 }
                 self.session.push(bag, &publish.payload, self.now_utc, turn);

@@ -96,10 +96,11 @@ fn report(handler: &Handler<'_>, wanted: Option<u64>, body: &[u8]) -> Result<Ans
 
 /// A failure that a test ordered.
 fn ordered_failure(handler: &Handler<'_>) -> Option<Answer> {
-    let status = handler.hub.faults.take(FaultKind::Twin)?;
+    let who = handler.session.identity();
+    let ordered = handler.hub.faults.take(FaultKind::Twin, Some(who))?;
     Some(failure(
         handler,
-        status,
+        ordered.code,
         "made to fail through the control API",
     ))
 }

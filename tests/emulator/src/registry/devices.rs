@@ -30,6 +30,23 @@ pub(crate) enum RegistryError {
     TooManyModules,
 }
 
+impl RegistryError {
+    /// The number and the name that IoT Hub has for it (spec/upstream.md B9; the numbers of the
+    /// two limits are inferred).
+    pub(crate) fn code(&self) -> (u32, &'static str) {
+        match self {
+            Self::Argument(_) => (400_004, "ArgumentInvalid"),
+            Self::DeviceExists(_) => (409_001, "DeviceAlreadyExists"),
+            Self::DeviceNotFound(_) => (404_001, "DeviceNotFound"),
+            Self::Etag => (412_001, "PreconditionFailed"),
+            Self::ModuleExists(_) => (409_301, "ModuleAlreadyExistsOnDevice"),
+            Self::ModuleNotFound(_) => (404_010, "ModuleNotFound"),
+            Self::TooManyDevices => (403_000, "TooManyDevices"),
+            Self::TooManyModules => (409_000, "TooManyModulesOnDevice"),
+        }
+    }
+}
+
 /// All devices, and the indexes that make scope pages cheap.
 #[derive(Debug, Default)]
 pub(crate) struct Devices {

@@ -11,6 +11,9 @@ use super::model::{Authentication, Device, DeviceSpec, Module, ModuleSpec, rando
 use crate::clock::utc_text;
 use crate::identity::is_id;
 
+/// What the emulator does not follow.
+pub(crate) const NEVER: &str = "0001-01-01T00:00:00Z";
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct KeysJson {
@@ -27,7 +30,7 @@ struct ThumbprintsJson {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct AuthenticationJson {
+pub(super) struct AuthenticationJson {
     symmetric_key: Option<KeysJson>,
     x509_thumbprint: Option<ThumbprintsJson>,
     #[serde(rename = "type")]
@@ -82,7 +85,7 @@ impl AuthenticationJson {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct CapabilitiesJson {
+pub(super) struct CapabilitiesJson {
     iot_edge: bool,
 }
 
@@ -146,9 +149,11 @@ pub(crate) struct RestDevice {
     generation_id: String,
     etag: String,
     connection_state: &'static str,
+    connection_state_updated_time: &'static str,
     status: &'static str,
     status_reason: Option<String>,
     status_updated_time: String,
+    last_activity_time: &'static str,
     cloud_to_device_message_count: usize,
     authentication: AuthenticationJson,
     capabilities: CapabilitiesJson,
@@ -164,9 +169,11 @@ impl RestDevice {
             generation_id: device.generation_id.clone(),
             etag: device.etag.clone(),
             connection_state: connection_text(connected),
+            connection_state_updated_time: NEVER,
             status: status_text(device.enabled),
             status_reason: device.status_reason.clone(),
             status_updated_time: utc_text(device.status_updated_ms),
+            last_activity_time: NEVER,
             cloud_to_device_message_count: messages,
             authentication: (&device.authentication).into(),
             capabilities: CapabilitiesJson {
@@ -188,6 +195,8 @@ pub(crate) struct RestModule {
     generation_id: String,
     etag: String,
     connection_state: &'static str,
+    connection_state_updated_time: &'static str,
+    last_activity_time: &'static str,
     cloud_to_device_message_count: u32,
     authentication: AuthenticationJson,
 }
@@ -201,6 +210,8 @@ impl RestModule {
             generation_id: module.generation_id.clone(),
             etag: module.etag.clone(),
             connection_state: connection_text(connected),
+            connection_state_updated_time: NEVER,
+            last_activity_time: NEVER,
             cloud_to_device_message_count: 0,
             authentication: (&module.authentication).into(),
         }
@@ -211,19 +222,19 @@ impl RestModule {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DeviceRequest {
-    device_id: String,
+    pub(super) device_id: String,
     #[serde(default)]
-    status: Option<String>,
+    pub(super) status: Option<String>,
     #[serde(default)]
-    status_reason: Option<String>,
+    pub(super) status_reason: Option<String>,
     #[serde(default)]
-    authentication: Option<AuthenticationJson>,
+    pub(super) authentication: Option<AuthenticationJson>,
     #[serde(default)]
-    capabilities: Option<CapabilitiesJson>,
+    pub(super) capabilities: Option<CapabilitiesJson>,
     #[serde(default)]
-    device_scope: Option<String>,
+    pub(super) device_scope: Option<String>,
     #[serde(default)]
-    parent_scopes: Option<Vec<String>>,
+    pub(super) parent_scopes: Option<Vec<String>>,
 }
 
 impl DeviceRequest {
@@ -271,12 +282,12 @@ impl DeviceRequest {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ModuleRequest {
-    device_id: String,
-    module_id: String,
+    pub(super) device_id: String,
+    pub(super) module_id: String,
     #[serde(default)]
-    managed_by: Option<String>,
+    pub(super) managed_by: Option<String>,
     #[serde(default)]
-    authentication: Option<AuthenticationJson>,
+    pub(super) authentication: Option<AuthenticationJson>,
 }
 
 impl ModuleRequest {

@@ -4,6 +4,7 @@
 //! ids and scopes, so that a restart looks like the same hub; what a test changed over REST is
 //! gone.
 
+pub(crate) mod bulk;
 mod devices;
 pub(crate) mod json;
 mod model;

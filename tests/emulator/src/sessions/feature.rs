@@ -14,12 +14,31 @@ pub(crate) enum Feature {
 }
 
 impl Feature {
+    /// The filter of [`Self::Desired`].
+    pub(crate) const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/#";
+    /// The filter of [`Self::Methods`].
+    pub(crate) const METHODS: &str = "$iothub/methods/POST/#";
+
+    /// The filter of [`Self::CloudToDevice`].
+    pub(crate) fn device_bound(identity: &Identity) -> String {
+        format!("devices/{}/messages/devicebound/#", identity.device)
+    }
+
+    /// The filter of [`Self::Inputs`]; a device has none.
+    pub(crate) fn inputs(identity: &Identity) -> Option<String> {
+        let module = identity.module.as_ref()?;
+        Some(format!(
+            "devices/{}/modules/{module}/inputs/#",
+            identity.device
+        ))
+    }
+
     /// The feature of a filter that this identity may use; none for every other filter. Ids are
     /// compared as they stand.
     pub(crate) fn of(filter: &str, identity: &Identity) -> Option<Self> {
         match filter {
-            "$iothub/methods/POST/#" => return Some(Self::Methods),
-            "$iothub/twin/PATCH/properties/desired/#" => return Some(Self::Desired),
+            Self::METHODS => return Some(Self::Methods),
+            Self::DESIRED => return Some(Self::Desired),
             "$iothub/twin/res/#" => return Some(Self::TwinResponses),
             _ => {}
         }

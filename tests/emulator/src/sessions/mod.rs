@@ -1,10 +1,14 @@
-//! MQTT sessions: what each identity has subscribed to, and the way to its live connection.
+//! Sessions: what each identity has subscribed to, and the way to its live connection.
 //!
 //! The session of a client that connects with clean session 0 outlives its connections and the
 //! process: unmodified SDKs subscribe once and rely on it. One with clean session 1 ends with its
 //! connection and ends what was there before. A session belongs to the identity, whoever acts for
 //! it. Unacknowledged C2D deliveries are part of it too; they are kept with their messages, in
 //! `c2d`.
+//!
+//! AMQP has no sessions of this kind: what a client's links stand for ends with them. It is kept
+//! here under the MQTT filter of the same meaning, so that whoever looks for a subscribed client
+//! need not know its protocol. The MQTT session of such a client waits meanwhile.
 
 mod feature;
 mod outbox;
@@ -18,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub(crate) use feature::Feature;
-pub(crate) use outbox::Outbox;
+pub(crate) use outbox::{Outbox, Push};
 
 use crate::connections::Fence;
 use crate::identity::Identity;
@@ -63,6 +67,8 @@ struct Session {
 struct Live {
     connection: u64,
     outbox: Arc<Outbox>,
+    /// What an AMQP client is subscribed to, in place of the session's.
+    own: Option<BTreeMap<String, u8>>,
 }
 
 /// One line of the list.
@@ -139,6 +145,7 @@ impl Sessions {
             live: Some(Live {
                 connection: actor.connection,
                 outbox,
+                own: None,
             }),
         };
         if !present {
@@ -148,6 +155,35 @@ impl Sessions {
         drop(sessions);
         self.tell();
         Ok(present)
+    }
+
+    /// Makes a connection without a session the live one of its identity. It has no subscriptions.
+    ///
+    /// # Errors
+    /// The connection is closed already.
+    pub(crate) fn attach(
+        &self,
+        identity: &Identity,
+        actor: Actor<'_>,
+        outbox: Arc<Outbox>,
+    ) -> Result<(), SessionError> {
+        let mut sessions = self.sessions.lock();
+        if actor.fence.is_closed() {
+            return Err(SessionError::Fenced);
+        }
+        let session = sessions.entry(identity.clone()).or_insert_with(|| Session {
+            persistent: false,
+            subscriptions: BTreeMap::new(),
+            live: None,
+        });
+        session.live = Some(Live {
+            connection: actor.connection,
+            outbox,
+            own: Some(BTreeMap::new()),
+        });
+        drop(sessions);
+        self.tell();
+        Ok(())
     }
 
     /// The connection is over; so is its session, unless it is a persistent one.
@@ -212,11 +248,15 @@ impl Sessions {
             .get_mut(identity)
             .filter(|session| session.is_live(actor.connection) && !actor.fence.is_closed());
         let session = session.ok_or(SessionError::Fenced)?;
-        let mut next = session.clone();
-        change(&mut next.subscriptions);
-        if next.subscriptions != session.subscriptions {
-            self.store(identity, &next)?;
-            *session = next;
+        if let Some(own) = session.live.as_mut().and_then(|live| live.own.as_mut()) {
+            change(own);
+        } else {
+            let mut next = session.clone();
+            change(&mut next.subscriptions);
+            if next.subscriptions != session.subscriptions {
+                self.store(identity, &next)?;
+                *session = next;
+            }
         }
         drop(sessions);
         self.tell();
@@ -230,15 +270,15 @@ impl Sessions {
         session.granted(identity, feature)
     }
 
-    /// Sends a packet to the identity if it is connected and subscribed to the feature; says
+    /// Sends something to the identity if it is connected and subscribed to the feature; says
     /// whether it is on its way.
-    pub(crate) fn push(&self, identity: &Identity, feature: Feature, packet: &[u8]) -> bool {
+    pub(crate) fn push(&self, identity: &Identity, feature: Feature, push: &Push) -> bool {
         let sessions = self.sessions.lock();
         let session = sessions
             .get(identity)
             .filter(|session| session.granted(identity, feature).is_some());
         let live = session.and_then(|session| session.live.as_ref());
-        live.is_some_and(|live| live.outbox.push(packet))
+        live.is_some_and(|live| live.outbox.push(push))
     }
 
     /// Makes the identity's live connection look for C2D messages.
@@ -265,7 +305,7 @@ impl Sessions {
                 identity: identity.clone(),
                 persistent: session.persistent,
                 connection: session.live.as_ref().map(|live| live.connection),
-                subscriptions: session.subscriptions.clone(),
+                subscriptions: session.effective().clone(),
             })
             .collect();
         list.sort_by(|one, other| one.identity.cmp(&other.identity));
@@ -306,9 +346,15 @@ impl Session {
             .is_some_and(|live| live.connection == connection)
     }
 
+    /// What counts now.
+    fn effective(&self) -> &BTreeMap<String, u8> {
+        let own = self.live.as_ref().and_then(|live| live.own.as_ref());
+        own.unwrap_or(&self.subscriptions)
+    }
+
     fn granted(&self, identity: &Identity, feature: Feature) -> Option<QoS> {
         let qos = self
-            .subscriptions
+            .effective()
             .iter()
             .filter(|(filter, _)| Feature::of(filter, identity) == Some(feature))
             .map(|(_, qos)| *qos)
@@ -341,6 +387,13 @@ mod tests {
         connections.open(Transport::Mqtt, "127.0.0.1:1".parse().unwrap(), 0)
     }
 
+    fn push() -> Push {
+        Push::Desired {
+            version: 2,
+            body: "x".to_owned(),
+        }
+    }
+
     fn leaf() -> Identity {
         Identity::parse("leaf1").unwrap()
     }
@@ -367,11 +420,11 @@ mod tests {
         let unsubscribed = sessions.unsubscribe(&leaf(), old.actor(), &[DESIRED.to_owned()]);
         assert!(matches!(unsubscribed, Err(SessionError::Fenced)));
         sessions.disconnect(&leaf(), old.id());
-        assert!(sessions.push(&leaf(), Feature::Desired, b"x"));
-        assert_eq!(outbox.take(), &b"x"[..]);
-        assert_eq!(old_outbox.take(), &b""[..]);
+        assert!(sessions.push(&leaf(), Feature::Desired, &push()));
+        assert_eq!(outbox.take(), [push()]);
+        assert_eq!(old_outbox.take(), []);
         sessions.disconnect(&leaf(), new.id());
-        assert!(!sessions.push(&leaf(), Feature::Desired, b"x"));
+        assert!(!sessions.push(&leaf(), Feature::Desired, &push()));
         assert_eq!(sessions.granted(&leaf(), Feature::Desired), None);
     }
 
@@ -394,5 +447,30 @@ mod tests {
         let filters = [(DESIRED, QoS::AtMostOnce)];
         let refused = sessions.subscribe(&leaf(), connection.actor(), &filters);
         assert!(matches!(refused, Err(SessionError::Fenced)));
+    }
+    /// The MQTT session waits while its client is there over AMQP.
+    #[test]
+    fn a_client_without_a_session_leaves_the_session_alone() {
+        let (sessions, connections) = (sessions(), Connections::default());
+        let (mqtt, amqp) = (connection(&connections), connection(&connections));
+        let filters = [(DESIRED, QoS::AtMostOnce)];
+        connect(&sessions, &mqtt, false);
+        sessions.subscribe(&leaf(), mqtt.actor(), &filters).unwrap();
+        sessions
+            .attach(&leaf(), amqp.actor(), Arc::default())
+            .unwrap();
+        let is_granted = || sessions.granted(&leaf(), Feature::Desired).is_some();
+        assert!(!is_granted());
+        sessions.subscribe(&leaf(), amqp.actor(), &filters).unwrap();
+        assert!(is_granted());
+        sessions
+            .unsubscribe(&leaf(), amqp.actor(), &[DESIRED.to_owned()])
+            .unwrap();
+        assert!(!is_granted());
+        sessions.disconnect(&leaf(), amqp.id());
+        let again = connection(&connections);
+        let outbox = Arc::<Outbox>::default();
+        let present = sessions.connect(&leaf(), again.actor(), false, outbox);
+        assert!(present.unwrap() && is_granted());
     }
 }

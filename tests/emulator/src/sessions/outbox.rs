@@ -1,37 +1,71 @@
 //! What waits to be sent to one client, besides the answers of its own connection's turns.
 
-use bytes::BytesMut;
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::OUTBOX_BYTES_MAX;
 
-/// A connection's outgoing packets. Filled by anybody, emptied by the connection's task.
+/// What the hub sends to a client on its own account. Each protocol has its own form of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Push {
+    /// A desired patch with its `$version` in the body.
+    Desired { version: u64, body: String },
+    /// A direct method; its id is a uuid, its payload JSON.
+    Method {
+        rid: String,
+        name: String,
+        payload: String,
+    },
+}
+
+impl Push {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Desired { body, .. } => body.len(),
+            Self::Method { rid, name, payload } => rid.len() + name.len() + payload.len(),
+        }
+    }
+}
+
+/// What waits for one connection. Filled by anybody, emptied by the connection's task.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
-    wake: Notify,
+    wake: Arc<Notify>,
     /// Something did not fit: the connection ends, so that nothing goes missing unseen.
     overflow: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Whole packets, in the order in which they go out.
-    packets: BytesMut,
+    /// In the order in which they go out.
+    pushes: Vec<Push>,
+    bytes: usize,
     /// Somebody has filled it, or asked to look, since it was last emptied.
     woken: bool,
 }
 
 impl Outbox {
-    /// Adds a packet; false when the client reads too slowly to get it.
-    pub(crate) fn push(&self, packet: &[u8]) -> bool {
+    /// An outbox whose wake-ups go to somebody who has several.
+    pub(crate) fn of_many(wake: Arc<Notify>) -> Self {
+        Self {
+            wake,
+            ..Self::default()
+        }
+    }
+
+    /// Adds something; false when the client reads too slowly to get it.
+    pub(crate) fn push(&self, push: &Push) -> bool {
         let mut waiting = self.waiting.lock();
-        if waiting.packets.len() + packet.len() > OUTBOX_BYTES_MAX {
+        let bytes = waiting.bytes + push.bytes();
+        if bytes > OUTBOX_BYTES_MAX {
             self.overflow.cancel();
         } else {
-            waiting.packets.extend_from_slice(packet);
+            waiting.bytes = bytes;
+            waiting.pushes.push(push.clone());
         }
         waiting.woken = true;
         self.wake.notify_one();
@@ -65,11 +99,14 @@ impl Outbox {
         self.overflow.cancelled().await;
     }
 
-    /// Takes all packets.
-    pub(crate) fn take(&self) -> BytesMut {
-        let mut waiting = self.waiting.lock();
-        waiting.woken = false;
-        std::mem::take(&mut waiting.packets)
+    /// Whether something did not fit.
+    pub(crate) fn is_overflowed(&self) -> bool {
+        self.overflow.is_cancelled()
+    }
+
+    /// Takes everything.
+    pub(crate) fn take(&self) -> Vec<Push> {
+        std::mem::take(&mut *self.waiting.lock()).pushes
     }
 }
 
@@ -81,27 +118,36 @@ mod tests {
 
     use super::*;
 
+    fn desired(body: &str) -> Push {
+        Push::Desired {
+            version: 1,
+            body: body.to_owned(),
+        }
+    }
+
     #[tokio::test]
-    async fn packets_go_out_in_order_and_wake_the_connection() {
+    async fn pushes_go_out_in_order_and_wake_the_connection() {
         let outbox = Outbox::default();
-        assert!(outbox.push(b"one") && outbox.push(b"two"));
+        assert!(outbox.push(&desired("one")) && outbox.push(&desired("two")));
         timeout(Duration::from_secs(10), outbox.ready())
             .await
             .unwrap();
-        assert_eq!(outbox.take(), &b"onetwo"[..]);
-        assert_eq!(outbox.take(), &b""[..]);
+        assert!(outbox.is_woken());
+        assert_eq!(outbox.take(), [desired("one"), desired("two")]);
+        assert_eq!(outbox.take(), []);
+        assert!(!outbox.is_woken());
     }
 
     #[tokio::test]
     async fn a_client_that_does_not_read_overflows() {
         let outbox = Outbox::default();
-        let packet = vec![0; OUTBOX_BYTES_MAX];
-        assert!(outbox.push(&packet));
-        assert!(!outbox.push(b"x"));
-        assert_eq!(outbox.take().len(), OUTBOX_BYTES_MAX);
-        assert!(!outbox.push(b"x"), "a gap is not filled later");
+        assert!(outbox.push(&desired(&"x".repeat(OUTBOX_BYTES_MAX))));
+        assert!(!outbox.push(&desired("x")));
+        assert_eq!(outbox.take().len(), 1);
+        assert!(!outbox.push(&desired("x")), "a gap is not filled later");
         timeout(Duration::from_secs(10), outbox.overflowed())
             .await
             .unwrap();
+        assert!(outbox.is_overflowed());
     }
 }

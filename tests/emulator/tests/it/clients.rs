@@ -108,7 +108,8 @@ async fn requests_are_counted_per_identity() {
         .control("GET", "/counters?client_id=leaf1", Value::Null)
         .await;
     let mut wanted = json!({
-        "c2d_deliveries": 1, "connects": 1, "connects_refused": 0, "desired_notices": 1,
+        "amqp_attaches": 0, "amqp_connections": 0, "amqp_handshakes": 0, "amqp_put_tokens": 0,
+        "amqp_transfers": 0, "c2d_deliveries": 1, "connects": 1, "connects_refused": 0, "desired_notices": 1,
         "https_connections": 0, "method_requests": 1, "method_responses": 1,
         "mqtt_connections": 0, "pings": 0, "pubacks": 1, "registry_calls": 0, "scope_calls": 0,
         "service_calls": 0, "subscribes": 2, "telemetry": 2, "twin_gets": 1, "twin_patches": 1,

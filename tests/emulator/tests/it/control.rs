@@ -223,7 +223,7 @@ async fn a_refused_port_has_no_listener_until_it_is_healed() {
         Client::admitted(&bed, &Hello::of("leaf3")).await;
     }
     assert_eq!(
-        bed.control_raw("PUT", "/ports/amqp", json!({"state": "open"}))
+        bed.control_raw("PUT", "/ports/coap", json!({"state": "open"}))
             .await
             .status,
         404

@@ -13,15 +13,23 @@
     reason = "helpers of tests: a failure here is a failed test"
 )]
 
+mod amqp_cbs;
+mod amqp_device;
+mod amqp_restart;
+mod amqp_service;
+mod amqp_telemetry;
+mod bulk;
 mod c2d;
 mod c2d_redelivery;
 mod clients;
 mod common;
 mod configuration;
 mod control;
+mod faults;
 mod ledger;
 mod methods;
 mod process;
+mod query;
 mod registry;
 mod restart;
 mod scope;

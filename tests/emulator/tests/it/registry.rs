@@ -266,3 +266,57 @@ async fn the_registry_is_guarded() {
         "InvalidProtocolVersion"
     );
 }
+
+/// A disabled device is disconnected, its modules too, and refused; what waits for it waits on, and
+/// it is found as what it is. Enabled again, it is admitted.
+#[tokio::test]
+async fn a_disabled_device_is_out_and_keeps_what_it_has() {
+    let bed = Bed::strict().await;
+    bed.served("PATCH", "/twins/leaf1", json!({"tags": {"kept": 1}}))
+        .await;
+    bed.control("POST", "/c2d/leaf1", json!({"body": "kept"}))
+        .await;
+    let mut clients = Vec::new();
+    for hello in [Hello::of("leaf1/m1"), Hello::through("leaf1;edge2;edge1")] {
+        clients.push(Client::admitted(&bed, &hello).await);
+    }
+    let mut device = owner(&bed, "GET", "/devices/leaf1", Value::Null)
+        .await
+        .json();
+    device["status"] = json!("disabled");
+    device["statusReason"] = json!("lost");
+    let disabled = change(&bed, "/devices/leaf1", "*", device.clone()).await;
+    assert_eq!(disabled.status, 200, "{}", disabled.text());
+    for mut client in clients {
+        assert_eq!(client.next().await, None);
+    }
+    for hello in [Hello::of("leaf1"), Hello::through("leaf1;edge2;edge1")] {
+        let (_, code) = Client::connect(&bed, &hello).await;
+        assert_eq!(code, mqttbytes::v4::ConnectReturnCode::NotAuthorized);
+    }
+    let path = format!("/devices/leaf1/modules?{VERSION}");
+    let own = bed
+        .https("GET", &path, &Token::of("leaf1"), Value::Null)
+        .await;
+    assert_eq!(own.status, 401, "its own token opens nothing");
+    let twin = bed.served("GET", "/twins/leaf1", Value::Null).await;
+    for (name, value) in [
+        ("status", json!("disabled")),
+        ("statusReason", json!("lost")),
+        ("connectionState", json!("Disconnected")),
+        ("cloudToDeviceMessageCount", json!(1)),
+        ("tags", json!({"kept": 1})),
+    ] {
+        assert_eq!(twin[name], value, "{name}");
+    }
+    device["status"] = json!("enabled");
+    let enabled = change(&bed, "/devices/leaf1", "*", device).await;
+    assert_eq!(enabled.status, 200);
+    let mut leaf = Client::admitted(&bed, &Hello::of("leaf1")).await;
+    leaf.subscribe(
+        &["devices/leaf1/messages/devicebound/#"],
+        mqttbytes::QoS::AtLeastOnce,
+    )
+    .await;
+    assert_eq!(&leaf.delivery().await.payload[..], b"kept");
+}

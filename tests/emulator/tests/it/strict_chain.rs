@@ -7,6 +7,50 @@ use crate::common::mqtt::{Client, Hello};
 use crate::common::token::Token;
 use crate::common::{Bed, now_secs};
 
+/// Chains of the registry.
+pub(crate) const REAL: [&str; 9] = [
+    "edge1/$edgeHub;edge1",
+    "edge1/modA;edge1",
+    "leaf0;edge1",
+    "edge2;edge1",
+    "leaf1;edge2;edge1",
+    "leaf1/m1;leaf1;edge2;edge1",
+    "leaf3;edge3;edge2;edge1",
+    "edge3/modA;edge3;edge2;edge1",
+    "leaf3;edge3;edge2",
+];
+
+/// Chains whose neighbours are not child and parent in the registry.
+pub(crate) const UNREAL: [&str; 16] = [
+    "leaf3;edge1",
+    "leaf3;edge2;edge1",
+    "leaf0;edge2;edge1",
+    "leaf1;edge3;edge2;edge1",
+    "leaf10;edge1",
+    "leaf1;edge10",
+    "edge1;edge2",
+    "edge1/modA;edge2;edge1",
+    "edge3/modA;edge2;edge1",
+    "leaf1/m1;edge2;edge1",
+    "lone;edge1",
+    "leaf0;leaf0;edge1",
+    "edge2;edge2;edge1",
+    "leaf1;edge2;edge3;edge2;edge1",
+    "leaf3;edge3/modA;edge3;edge2;edge1",
+    "leaf0;edge1/$edgeHub;edge1",
+];
+
+/// Chains with somebody who is disabled.
+pub(crate) const DISABLED: [&str; 3] = ["off;edge1", "leaf4;sleepy;edge1", "leaf4;sleepy"];
+
+/// Chains with somebody who is not registered.
+pub(crate) const UNKNOWN: [&str; 4] = [
+    "nobody;edge1",
+    "edge1/nobody;edge1",
+    "leaf0;nobody",
+    "leaf1;nobody;edge1",
+];
+
 async fn refused(bed: &Bed, hello: &Hello) {
     let (_, code) = Client::connect(bed, hello).await;
     assert_eq!(
@@ -20,18 +64,7 @@ async fn refused(bed: &Bed, hello: &Hello) {
 #[tokio::test]
 async fn real_chains_are_admitted_and_stamped_as_the_target() {
     let bed = Bed::strict().await;
-    for chain in [
-        "edge1/$edgeHub;edge1",
-        "edge1/modA;edge1",
-        "leaf0;edge1",
-        "edge2;edge1",
-        "leaf1;edge2;edge1",
-        "leaf1/m1;leaf1;edge2;edge1",
-        "leaf3;edge3;edge2;edge1",
-        "edge3/modA;edge3;edge2;edge1",
-        "leaf3;edge3;edge2",
-        "leaf1",
-    ] {
+    for chain in REAL.into_iter().chain(["leaf1"]) {
         let mut hello = Hello::through(chain);
         if chain == "leaf1" {
             hello.token = Token::of("leaf1");
@@ -65,28 +98,10 @@ async fn real_chains_are_admitted_and_stamped_as_the_target() {
     }
 }
 
-/// Neighbours of a chain that are not child and parent in the registry.
 #[tokio::test]
 async fn strict_chains_are_compared_pairwise_with_the_registry() {
     let bed = Bed::strict().await;
-    for chain in [
-        "leaf3;edge1",
-        "leaf3;edge2;edge1",
-        "leaf0;edge2;edge1",
-        "leaf1;edge3;edge2;edge1",
-        "leaf10;edge1",
-        "leaf1;edge10",
-        "edge1;edge2",
-        "edge1/modA;edge2;edge1",
-        "edge3/modA;edge2;edge1",
-        "leaf1/m1;edge2;edge1",
-        "lone;edge1",
-        "leaf0;leaf0;edge1",
-        "edge2;edge2;edge1",
-        "leaf1;edge2;edge3;edge2;edge1",
-        "leaf3;edge3/modA;edge3;edge2;edge1",
-        "leaf0;edge1/$edgeHub;edge1",
-    ] {
+    for chain in UNREAL {
         refused(&bed, &Hello::through(chain)).await;
     }
 }
@@ -144,15 +159,7 @@ async fn strict_the_actor_is_an_edge_device() {
 #[tokio::test]
 async fn strict_everyone_in_the_chain_is_known_and_enabled() {
     let bed = Bed::strict().await;
-    for chain in [
-        "off;edge1",
-        "leaf4;sleepy;edge1",
-        "leaf4;sleepy",
-        "nobody;edge1",
-        "edge1/nobody;edge1",
-        "leaf0;nobody",
-        "leaf1;nobody;edge1",
-    ] {
+    for chain in DISABLED.into_iter().chain(UNKNOWN) {
         refused(&bed, &Hello::through(chain)).await;
     }
 }

@@ -101,9 +101,9 @@ async fn it_is_refused_as_on_the_port_of_mqtt() {
     assert_eq!(client.next().await, Some(mqttbytes::v4::Packet::PingResp));
 }
 
-/// Only a whole request for MQTT is upgraded; everything else gets 400 and no body.
+/// Only a whole request for MQTT or AMQP is upgraded; everything else gets 400 and no body.
 #[tokio::test]
-async fn what_is_no_request_for_mqtt_is_refused() {
+async fn what_is_no_request_for_mqtt_or_amqp_is_refused() {
     let bed = Bed::strict().await;
     let good = [
         ("Connection", "keep-alive, Upgrade"),
@@ -131,9 +131,15 @@ async fn what_is_no_request_for_mqtt_is_refused() {
             "without {name}: {answer}"
         );
     }
-    let mut amqp = good;
-    amqp[4].1 = "AMQPWSB10";
-    let answer = request(&bed, &amqp).await;
+    let mut other = good;
+    other[4].1 = "amqpwsb10";
+    let answer = request(&bed, &other).await;
+    assert!(
+        answer.contains("sec-websocket-protocol: AMQPWSB10\r\n"),
+        "{answer}"
+    );
+    other[4].1 = "amqp";
+    let answer = request(&bed, &other).await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
 }
 

@@ -10,6 +10,7 @@
 //! lone (no parent)
 //! ```
 
+pub(crate) mod amqp;
 pub(crate) mod http;
 pub(crate) mod mqtt;
 pub(crate) mod process;
@@ -136,6 +137,7 @@ impl Bed {
         let emulator = Emulator::start(Options {
             hostname: HOST.to_owned(),
             address: Ipv4Addr::LOCALHOST.into(),
+            amqp_port: 0,
             mqtt_port: 0,
             https_port: 0,
             control_port: 0,
@@ -147,6 +149,10 @@ impl Bed {
         });
         let emulator = emulator.await.unwrap();
         Self { files, emulator }
+    }
+
+    pub(crate) fn amqp(&self) -> SocketAddr {
+        self.emulator.amqp_address()
     }
 
     pub(crate) fn mqtt(&self) -> SocketAddr {

@@ -28,7 +28,12 @@ impl Process {
             "--strict",
             "--exit-with-stdin",
         ]);
-        for port in ["--mqtt-port", "--https-port", "--control-port"] {
+        for port in [
+            "--amqp-port",
+            "--mqtt-port",
+            "--https-port",
+            "--control-port",
+        ] {
             command.args([port, "0"]);
         }
         for (name, file) in [
