@@ -83,7 +83,7 @@ tests() {
 }
 
 purposes=(build lint)
-[ -n "$quick" ] || purposes+=(clients python node)
+[ -n "$quick" ] || purposes+=(clients python proton node)
 step "system packages" scripts/lib/system.sh "${purposes[@]}"
 step "tools" scripts/lib/tools.sh
 step "RocksDB" scripts/lib/rocksdb.sh

@@ -7,7 +7,7 @@ use edgehub_auth::{
 };
 use edgehub_proto::{
     clock::Clock,
-    hub::{Connectivity, Downstream, Upstream},
+    hub::{ClientInfo, Connectivity, Downstream, Upstream},
     identity::{Identity, IdentityError},
 };
 use edgehub_storage::{Queue, Store, StoreError};
@@ -53,6 +53,14 @@ impl Protocol {
     #[must_use]
     pub fn is_amqp(self) -> bool {
         matches!(self, Self::Amqp | Self::AmqpWs | Self::AmqpOrWs)
+    }
+
+    /// Unacknowledged messages per lane.
+    const fn window(self) -> usize {
+        match self {
+            Self::Amqp | Self::AmqpWs | Self::AmqpOrWs => limits::AMQP_WINDOW_DEFAULT,
+            Self::Mqtt | Self::MqttWs => limits::WINDOW_DEFAULT,
+        }
     }
 }
 
@@ -154,6 +162,9 @@ pub struct BridgeDeps {
     pub clock: Arc<dyn Clock>,
     /// Where what arrives from upstream goes.
     pub downstream: Arc<dyn Downstream>,
+    /// What clients have said about themselves in earlier runs: the first sessions are opened
+    /// before anybody could tell it through [`Bridge::upstream`].
+    pub infos: Vec<(Identity, ClientInfo)>,
 }
 
 /// Why the bridge does not start.
@@ -210,6 +221,7 @@ impl Bridge {
             tls,
             clock,
             downstream,
+            infos: known,
         } = deps;
         let own_hub = Identity::edge_hub(config.own_device.device_id())?;
         let monitor = ConnectivityMonitor::new(own_hub.clone());
@@ -246,12 +258,11 @@ impl Bridge {
             cancel.clone(),
         ));
         info!(upstream = %config.upstream_host, "bridge starts over {}", config.protocol);
-        let window = config.window.unwrap_or(if config.protocol.is_amqp() {
-            limits::AMQP_WINDOW_DEFAULT
-        } else {
-            limits::WINDOW_DEFAULT
-        });
+        let window = config.window.unwrap_or_else(|| config.protocol.window());
         let infos = Arc::new(ClientInfos::default());
+        for (identity, info) in &known {
+            infos.set(identity, info);
+        }
         let parts = TransportParts {
             dialer,
             tunnelled,
@@ -416,6 +427,12 @@ fn seed(configured: u64) -> u64 {
     }
 }
 
+#[cfg(test)]
+#[path = "bridge_amqp_interop_tests.rs"]
+mod amqp_interop_tests;
+#[cfg(test)]
+#[path = "bridge_amqp_tests.rs"]
+mod amqp_tests;
 #[cfg(test)]
 #[path = "bridge_hearing_tests.rs"]
 mod hearing_tests;

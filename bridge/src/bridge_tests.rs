@@ -14,7 +14,7 @@ pub(super) struct Hub {
     pub(super) bridge: Bridge,
     pub(super) downstream: Arc<FakeDownstream>,
     pub(super) scope: Arc<ScopeCache>,
-    queue: Queue,
+    pub(super) queue: Queue,
     store: TestStore,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -68,6 +68,13 @@ impl Hub {
             tls: Arc::clone(&parent.client_tls),
             clock,
             downstream: Arc::clone(&downstream) as _,
+            infos: vec![(
+                id("leaf1"),
+                ClientInfo {
+                    product_info: Some("sensor/3".into()),
+                    model_id: Some("dtmi:test:leaf;1".into()),
+                },
+            )],
         };
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let bridge = Bridge::start(config, deps, &tasks, &cancel).unwrap();
@@ -175,7 +182,12 @@ async fn a_backlog_flows_when_the_parent_comes_up_with_the_right_names() {
         assert!(connected.user_name.starts_with(&host), "the connected host");
         assert_eq!(name.identity.as_str(), connected.client_id);
         assert_eq!(name.api_version, "2020-09-30");
-        assert_eq!(name.client_type.as_deref(), Some("EdgeHub/1 test"));
+        let (product, model) = match connected.client_id.as_str() {
+            "leaf1" => ("sensor/3 EdgeHub/1 test", Some("dtmi:test:leaf;1")),
+            _ => ("EdgeHub/1 test", None),
+        };
+        assert_eq!(name.client_type.as_deref(), Some(product));
+        assert_eq!(name.model_id.as_deref(), model);
         let chain = format!("{};edge2", connected.client_id);
         assert_eq!(name.auth_chain, Some(AuthChain::parse(&chain).unwrap()));
         let sr = "SharedAccessSignature sr=hub.example%2Fdevices%2Fedge2%2Fmodules%2F%2524edgeHub&";
@@ -324,6 +336,7 @@ async fn the_scope_is_fetched_over_a_kept_connection_and_survives_a_restart_offl
         tls: Arc::clone(&parent.client_tls),
         clock,
         downstream: Arc::new(FakeDownstream::default()),
+        infos: Vec::new(),
     };
     let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
     let config = BridgeConfig::new("127.0.0.1", id("edge2"));
@@ -375,7 +388,7 @@ async fn the_scope_client_survives_dead_connections_and_endless_answers() {
         refresh.refresh(&id("leaf1"), "edge2").await,
         RefreshOutcome::Refreshed
     );
-    parent.seen.lock().answer.1 = " ".repeat(crate::limits::HTTP_BODY_BYTES_MAX + 1);
+    parent.seen.lock().answer.1 = " ".repeat(limits::HTTP_BODY_BYTES_MAX + 1);
     assert_eq!(
         refresh.refresh(&id("ghost"), "edge2").await,
         RefreshOutcome::Unavailable

@@ -11,14 +11,15 @@ use parking_lot::Mutex;
 pub struct ClientInfos(Mutex<HashMap<Identity, ClientInfo>>);
 
 impl ClientInfos {
-    /// Replaces what is known of an identity.
-    pub fn set(&self, identity: &Identity, info: &ClientInfo) {
+    /// Replaces what is known of an identity. Tells whether it has another model.
+    pub fn set(&self, identity: &Identity, info: &ClientInfo) -> bool {
         let mut infos = self.0.lock();
-        if *info == ClientInfo::default() {
-            infos.remove(identity);
+        let before = if *info == ClientInfo::default() {
+            infos.remove(identity)
         } else {
-            infos.insert(identity.clone(), info.clone());
-        }
+            infos.insert(identity.clone(), info.clone())
+        };
+        before.and_then(|before| before.model_id) != info.model_id
     }
 
     /// What the upstream is told that speaks for the identity: its own product info, then ours
@@ -54,14 +55,15 @@ mod tests {
             product_info: Some("py-iot".into()),
             model_id: Some("dtmi:a;1".into()),
         };
-        infos.set(&id("leaf1"), &info);
+        assert!(infos.set(&id("leaf1"), &info), "another model");
+        assert!(!infos.set(&id("leaf1"), &info), "the same");
         assert_eq!(
             infos.product_info(&id("leaf1"), "EdgeHub/1"),
             "py-iot EdgeHub/1"
         );
         assert_eq!(infos.model_id(&id("leaf1")).as_deref(), Some("dtmi:a;1"));
         assert_eq!(infos.model_id(&id("leaf2")), None);
-        infos.set(&id("leaf1"), &ClientInfo::default());
+        assert!(infos.set(&id("leaf1"), &ClientInfo::default()), "none");
         assert_eq!(infos.product_info(&id("leaf1"), "EdgeHub/1"), "EdgeHub/1");
     }
 }

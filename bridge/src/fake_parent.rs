@@ -172,6 +172,27 @@ impl FakeParent {
         })
     }
 
+    /// Serves whatever `serve` does with a TLS connection.
+    pub(crate) async fn serve_tls<F>(
+        &self,
+        port: u16,
+        serve: impl Fn(TlsStream<TcpStream>) -> F + Clone + Send + Sync + 'static,
+    ) -> Serving
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = self.listen(port).await;
+        let server_tls = Arc::clone(&self.server_tls);
+        Serving::start(listener, move |stream, _| {
+            let (acceptor, serve) = (TlsAcceptor::from(Arc::clone(&server_tls)), serve.clone());
+            async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve(stream).await;
+                }
+            }
+        })
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().to_string();
         let authorization = request.headers()["authorization"]

@@ -175,6 +175,10 @@ pub const AMQP_REPLY_CREDIT: u32 = 50;
 /// Put-tokens of one connection that are not answered.
 pub const AMQP_TOKENS_UNDER_WAY_MAX: usize = 50;
 
+/// Answers to them that the upstream may send: more than there are questions, because credit is
+/// renewed when half of it is used.
+pub const AMQP_TOKEN_ANSWERS_CREDIT: u32 = 100;
+
 /// What sessions tell one AMQP connection and it has not taken. Who finds no room waits.
 pub const AMQP_INPUTS_MAX: usize = 1_024;
 

@@ -180,6 +180,9 @@ impl Pump {
             for (index, queue) in self.parts.queues.iter().enumerate() {
                 self.scheduler.queue_grew(index, queue.next_offset());
             }
+            // After the look at the queues: what a client said before it sent a message of these
+            // counts for the message.
+            self.take_renewals();
             let now = self.now();
             self.scheduler.turn(now, &mut actions);
             let mut has_read = false;

@@ -4,7 +4,11 @@
 //! the pump takes them all. Twin requests go through a bounded channel; an asker waits for its own
 //! answer at most for the operation time-out, whatever happens to the pump.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use edgehub_proto::{
@@ -32,16 +36,23 @@ pub(crate) struct Asking {
     pub(crate) reply: oneshot::Sender<Result<TwinAnswer, UpstreamError>>,
 }
 
-/// Needs that the pump has not taken: the newest of each identity.
+/// Needs that the pump has not taken: the newest of each identity; and whose session is to be
+/// replaced.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
     changed: Mutex<HashMap<Identity, Needs>>,
+    renewals: Mutex<HashSet<Identity>>,
     notify: Notify,
 }
 
 impl Wishes {
     fn state(&self, identity: &Identity, needs: Needs) {
         self.changed.lock().insert(identity.clone(), needs);
+        self.notify.notify_one();
+    }
+
+    fn renew(&self, identity: &Identity) {
+        self.renewals.lock().insert(identity.clone());
         self.notify.notify_one();
     }
 
@@ -54,7 +65,12 @@ impl Wishes {
         self.notify.notified().await;
     }
 
-    /// Takes everything that was stated since the last call.
+    /// Takes the identities whose session is to be replaced.
+    pub(crate) fn take_renewals(&self) -> HashSet<Identity> {
+        std::mem::take(&mut *self.renewals.lock())
+    }
+
+    /// Takes all needs that were stated since the last call.
     pub(crate) fn take(&self) -> HashMap<Identity, Needs> {
         std::mem::take(&mut *self.changed.lock())
     }
@@ -136,7 +152,11 @@ impl Upstream for UpstreamHandle {
     }
 
     fn describe(&self, identity: &Identity, info: &ClientInfo) {
-        self.infos.set(identity, info);
+        // A model is stamped on all that the session sends: it has to be the right one. The rest
+        // counts when the next session opens.
+        if self.infos.set(identity, info) {
+            self.wishes.renew(identity);
+        }
     }
 
     fn twin(&self, identity: &Identity) -> BoxFuture<Result<Bytes, UpstreamError>> {

@@ -218,6 +218,14 @@ impl TestHub {
     }
 
     pub(crate) fn with_scope(scope: Arc<ScopeCache>) -> Self {
+        Self::with_refresh(scope, None)
+    }
+
+    /// One that asks upstream about identities.
+    pub(crate) fn with_refresh(
+        scope: Arc<ScopeCache>,
+        refresh: Option<Arc<dyn IdentityRefresh>>,
+    ) -> Self {
         let clock = Arc::new(ManualClock::new(NOW_S * 1000));
         let shared: Arc<dyn Clock> = Arc::clone(&clock) as _;
         let folder = tempfile::tempdir().unwrap();
@@ -238,7 +246,7 @@ impl TestHub {
             clock: shared,
             scope: Arc::clone(&scope),
             hosts: AudienceHosts::new(HUB_HOST, "edge1.local"),
-            authenticator: authenticator(&scope, &clock, None),
+            authenticator: authenticator(&scope, &clock, refresh),
             router,
             store,
             tasks: TaskTracker::new(),

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs the Azure SDKs that the end-to-end tests drive, into folders that git ignores:
-# sdks.sh [python] [node], both when none is named.
+# Installs the Azure SDKs and the AMQP client that the end-to-end tests drive, into folders that git
+# ignores: sdks.sh [python] [proton] [node], all when none is named.
 #
-# The Python packages are pinned in tests/e2e/sdk/python/requirements.txt, those of Node in
-# tests/e2e/sdk/node/package-lock.json. A stamp beside each holds the hash of what it was made from,
-# so nothing happens when nothing changed.
+# The Python packages are pinned in requirements.txt and requirements-proton.txt of
+# tests/e2e/sdk/python, those of Node in tests/e2e/sdk/node/package-lock.json. A stamp beside each
+# holds the hash of what it was made from, so nothing happens when nothing changed.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -13,17 +13,30 @@ sdks="$ROOT/tests/e2e/sdk"
 # stamped FILE STAMP: whether the file says that all of this is there already.
 stamped() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
-python_sdk() {
-  local folder="$sdks/python" venv="$sdks/python/.venv" stamp
+# venv REQUIREMENTS FOLDER PACKAGE: a virtual environment with these packages, of which the reader is
+# told about one.
+venv() {
+  local requirements="$sdks/python/$1" venv="$sdks/python/$2" stamp
   # A virtual environment points at its interpreter and holds absolute paths: both make it.
-  stamp=$({ cat "$folder/requirements.txt"; python3 --version; printf '%s\n' "$venv"; } | sha256sum)
+  stamp=$({ cat "$requirements"; python3 --version; printf '%s\n' "$venv"; } | sha256sum)
   if [ -x "$venv/bin/python" ] && stamped "$venv/stamp" "$stamp"; then return 0; fi
-  say "SDKs: installing $(grep -o '^azure-iot-device.*' "$folder/requirements.txt") into ${venv#"$ROOT"/}"
+  say "SDKs: installing $(grep -o "^$3.*" "$requirements") into ${venv#"$ROOT"/}"
   rm -rf "$venv"
   python3 -m venv "$venv" || die "python3 cannot make a virtual environment in $venv"
   "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
-    -r "$folder/requirements.txt" < /dev/null || die "pip could not install $folder/requirements.txt"
+    -r "$requirements" < /dev/null || die "pip could not install $requirements"
   printf '%s\n' "$stamp" > "$venv/stamp"
+}
+
+python_sdk() { venv requirements.txt .venv azure-iot-device; }
+
+# Compiled by pip. Without OpenSSL's headers it still compiles, and then cannot speak TLS.
+proton() {
+  venv requirements-proton.txt .venv-proton python-qpid-proton
+  "$sdks/python/.venv-proton/bin/python" -c 'import sys, proton; sys.exit(not proton.SSL.present())' || {
+    rm -rf "$sdks/python/.venv-proton"
+    die "python-qpid-proton was built without TLS: run scripts/lib/system.sh proton, then this again"
+  }
 }
 
 node_sdk() {
@@ -44,10 +57,11 @@ node_sdk() {
 mkdir -p "$EDGEHUB_CACHE"
 exec 9> "$EDGEHUB_CACHE/sdks.lock"
 flock -n 9 || { say "SDKs: another run installs them, waiting"; flock 9; }
-[ $# -gt 0 ] || set -- python node
+[ $# -gt 0 ] || set -- python proton node
 for sdk in "$@"; do
   case "$sdk" in
     python) python_sdk ;;
+    proton) proton ;;
     node) node_sdk ;;
     *) die "unknown SDK: $sdk" ;;
   esac

@@ -2,6 +2,7 @@
 # Makes sure that Debian's packages for the named purposes are there: system.sh PURPOSE...
 #   build      C++ compiler and libclang, for RocksDB and its bindings; checks the Rust compiler too
 #   python     Python with venv, for the Python SDK
+#   proton     OpenSSL's and Python's headers, with which pip compiles Qpid Proton
 #   node       Node and npm, for the Node SDK
 #   clients    mosquitto_pub and mosquitto_sub, which tests and people drive
 #   lint       shellcheck; done without where it cannot be installed
@@ -31,6 +32,10 @@ has_libclang() {
 
 has_venv() { has python3 && python3 -c 'import ensurepip, venv' 2> /dev/null; }
 
+has_python_headers() {
+  has python3 && [ -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]
+}
+
 # What is missing, into $packages and, where it can be done without, $optional.
 look() {
   packages=()
@@ -43,6 +48,13 @@ look() {
         has_libclang || packages+=(libclang-dev)
         ;;
       python) has_venv || packages+=(python3 python3-venv) ;;
+      proton)
+        has_python_headers || packages+=(python3-dev)
+        # Proton finds OpenSSL through pkg-config.
+        has pkg-config || packages+=(pkg-config)
+        { has pkg-config && pkg-config --exists openssl; } || packages+=(libssl-dev)
+        { has c++ && has cc; } || packages+=(g++)
+        ;;
       node)
         has node || packages+=(nodejs)
         has npm || packages+=(npm)

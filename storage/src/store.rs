@@ -302,6 +302,15 @@ impl Store {
         stats
     }
 
+    /// Whether the writer still works: false once the store is closed or the writer has panicked,
+    /// and then for ever.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        let closed = &self.core.closed;
+        // The writer holds the other end.
+        closed.has_changed().is_ok() && !*closed.borrow()
+    }
+
     /// Faults on the commit path.
     #[cfg(feature = "faults")]
     #[must_use]

@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(settle(3, abandoned), Some(Outcome::Released));
         assert_eq!(settle(1, None), None);
         assert_eq!(messages.next_timeout(), Some(now + PARK_BASE));
-        assert_eq!(messages.due(now), []);
+        assert!(messages.due(now).is_empty());
         assert_eq!(messages.due(now + PARK_BASE), [1]);
         assert_eq!(messages.bytes, 0);
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use edgehub_amqp::{
     message::{Body, MessageId, MessageView, MessageWriter, Properties},
-    value::{DecodeError, Value},
+    value::{DecodeError, Map, Value},
 };
 use edgehub_proto::{
     message::{Message, Property, SECURITY_INTERFACE, SystemProperty},
@@ -93,7 +93,7 @@ pub(super) fn cloud_to_device(payload: &Bytes, tag: &[u8]) -> Result<(Message, b
     }
     let mut deliveries = u64::from(view.delivery_count);
     let mut lock_token = uuid_of_tag(tag);
-    for (key, value) in view.message_annotations.iter().flat_map(|map| map.iter()) {
+    for (key, value) in view.message_annotations.iter().flat_map(Map::iter) {
         match key.as_str() {
             Some("iothub-enqueuedtime") => {
                 set(SystemProperty::EnqueuedTime, value.as_timestamp().map(time));
@@ -115,7 +115,7 @@ pub(super) fn cloud_to_device(payload: &Bytes, tag: &[u8]) -> Result<(Message, b
     }
     set(SystemProperty::LockToken, lock_token);
     let application = view.application_properties.iter();
-    for (key, value) in application.flat_map(|map| map.iter()) {
+    for (key, value) in application.flat_map(Map::iter) {
         let Some(key) = key.as_str() else { continue };
         match key {
             CREATION_TIME => message.set_system(SystemProperty::CreationTime, &value),

@@ -147,8 +147,6 @@ impl Hearing {
             // The upstream has them again.
             Group::CloudToDevice => drop(self.messages.give_up()),
         }
-        // What was missed meanwhile is fetched when it is there again.
-        self.to_announce |= group == Group::Twin && self.needs.desired;
     }
 
     /// A delivery on one of our links.
@@ -193,7 +191,8 @@ impl Hearing {
                 warn!(identity = %self.identity, "desired properties cannot be subscribed to now");
                 counters::refused_subscription("desired");
             }
-            News::Subscribed => {}
+            // What was missed meanwhile is to be fetched.
+            News::Subscribed => self.to_announce |= self.was_announced,
         }
     }
 

@@ -115,9 +115,9 @@ mod tests {
         for (identity, group, expected) in [
             ("leaf1", None, "amqps://h/devices/leaf1/messages/events"),
             (
-                "edge2/mod A",
+                "edge2/mod:A",
                 None,
-                "amqps://h/devices/edge2/modules/mod%20A/messages/events",
+                "amqps://h/devices/edge2/modules/mod%3AA/messages/events",
             ),
             (
                 "edge2/$edgeHub",

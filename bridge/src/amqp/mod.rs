@@ -25,6 +25,10 @@ mod outbox;
 mod pool;
 mod ports;
 mod renewal;
+#[cfg(test)]
+pub(crate) mod rig;
+#[cfg(test)]
+mod rig_parent;
 mod tokens;
 mod twin;
 mod ways;

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     client_infos::ClientInfos,
     lanes::{CloseCause, SessionId},
+    limits,
     transport::{Command, SessionEvent},
 };
 
@@ -450,7 +451,7 @@ impl Multiplex {
         };
         self.cbs.sender = self.client.attach(key, spec("cbs-sender", Direction::Up));
         let down = Direction::Down {
-            credit: crate::limits::AMQP_REPLY_CREDIT,
+            credit: limits::AMQP_TOKEN_ANSWERS_CREDIT,
             second: false,
         };
         self.cbs.receiver = self.client.attach(key, spec("cbs-receiver", down));
@@ -655,3 +656,10 @@ impl Multiplex {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "multiplex_hearing_tests.rs"]
+mod hearing_tests;
+#[cfg(test)]
+#[path = "multiplex_tests.rs"]
+mod tests;

@@ -196,8 +196,8 @@ mod tests {
     #[test]
     fn names_are_those_of_the_reference() {
         assert_eq!(
-            name("parent", &id("leaf 1")),
-            "parent/devices/leaf%201",
+            name("parent", &id("leaf:1")),
+            "parent/devices/leaf%3A1",
             "spec/upstream.md A3.4"
         );
         assert_eq!(

@@ -127,6 +127,10 @@ pub(super) struct Lane {
     pub(super) opening_since: Option<Instant>,
     /// When an attempt was last given up because the link had come back meanwhile.
     pub(super) redialed_at: Option<Instant>,
+    /// From when on the session is to be replaced because what it says of the identity is old.
+    pub(super) renew_from: Option<Instant>,
+    /// The last of those times.
+    pub(super) renewed_at: Option<Instant>,
     pub(super) head_fault: Option<HeadFault>,
     /// Key in the scheduler's timers.
     pub(super) timer: Option<Instant>,
@@ -134,7 +138,16 @@ pub(super) struct Lane {
     pub(super) dirty: bool,
 }
 
+/// How long a session that says what is not so any more is kept for an answer from below.
+const STALE_MAX: Duration = Duration::from_secs(30);
+
 impl Lane {
+    /// Whether the open session is to be replaced because what it says of the identity is old.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        self.renew_from
+            .is_some_and(|from| now >= if self.engaged { from + STALE_MAX } else { from })
+    }
+
     pub(super) fn new(sender: Identity, queues: usize) -> Self {
         Self {
             sender,
@@ -156,6 +169,8 @@ impl Lane {
             handbacks: 0,
             opening_since: None,
             redialed_at: None,
+            renew_from: None,
+            renewed_at: None,
             head_fault: None,
             timer: None,
             dirty: false,

@@ -39,6 +39,12 @@ impl World {
         self.scheduler.need(&sender(who), needs);
     }
 
+    /// What the upstream is told of the identity is another from now on.
+    pub(super) fn renew(&mut self, who: usize) {
+        let now = self.now();
+        self.scheduler.renew(&sender(who), now);
+    }
+
     fn needs_of(&self, identity: &Identity) -> Needs {
         self.asks.needs.get(identity).copied().unwrap_or_default()
     }

@@ -1,10 +1,42 @@
 //! What identities want to hear, and the sessions that this keeps open.
 
+use std::time::Duration;
+
 use edgehub_proto::{hub::Needs, identity::Identity};
 
-use super::{actions::Action, lane::LaneState, scheduler::Scheduler};
+use super::{
+    actions::Action,
+    lane::LaneState,
+    scheduler::{Now, Scheduler},
+};
+
+/// Between two sessions of a lane that are replaced because of what the client says about itself:
+/// it may say something else each time that it connects.
+const RENEW_EVERY: Duration = Duration::from_secs(30);
 
 impl Scheduler {
+    /// What the upstream is told about `identity` when a session opens is another from now on: an
+    /// open session is replaced once what is in flight is settled. Messages that are read later go
+    /// over the next one.
+    pub fn renew(&mut self, identity: &Identity, now: Now) {
+        let Some(lane) = self
+            .lanes
+            .find(identity)
+            .and_then(|key| self.lanes.get_mut(key))
+        else {
+            return;
+        };
+        let is_live = matches!(lane.state, LaneState::Opening(_) | LaneState::Ready(_));
+        if !is_live || lane.renew_from.is_some() {
+            return;
+        }
+        let earliest = lane.renewed_at.map(|at| at + RENEW_EVERY);
+        let from = earliest.map_or(now.instant, |at| at.max(now.instant));
+        lane.renew_from = Some(from);
+        lane.renewed_at = Some(from);
+        self.maintain_at = self.maintain_at.min(now.instant);
+    }
+
     /// States what `identity` wants to hear from now on; replaces what was said before.
     pub fn need(&mut self, identity: &Identity, needs: Needs) {
         let needs = Needs {

@@ -182,6 +182,38 @@ fn a_renewal_waits_for_answers_from_below() {
     assert!(!world.sessions.contains_key(&session));
 }
 
+/// A session that says what is not so any more is replaced at once, then not again for a while; when
+/// it waits for an answer from below, after half a minute.
+#[test]
+fn a_session_is_replaced_when_what_it_says_is_old() {
+    let mut world = World::new(small_config(), 1, &[Nature::Good]);
+    world.credential_ms = None;
+    world.renew(0);
+    world.need(0, METHODS);
+    world.run_until(SECOND, "connection", |world| world.listens(0));
+    assert_eq!(world.opens.len(), 1, "it was opened later");
+    world.renew(0);
+    world.renew(0);
+    world.run_for(SECOND);
+    assert!(world.listens(0));
+    assert_eq!(world.opens.len(), 2);
+    world.renew(0);
+    world.run_for(Duration::from_secs(28));
+    assert_eq!(world.opens.len(), 2, "a client cannot make it spin");
+    world.run_for(Duration::from_secs(3));
+    assert_eq!(world.opens.len(), 3);
+
+    world.run_for(Duration::from_secs(60));
+    let session = *world.sessions.keys().next().unwrap();
+    world.scheduler.engaged(session, true);
+    world.renew(0);
+    world.run_for(Duration::from_secs(29));
+    assert!(world.sessions.contains_key(&session));
+    world.run_for(Duration::from_secs(3));
+    assert!(!world.sessions.contains_key(&session));
+    assert_eq!(world.opens.len(), 4);
+}
+
 /// Nothing is tried for an identity that is gone, and its needs are met when it comes back.
 #[test]
 fn needs_of_a_gone_identity_rest_until_it_returns() {

@@ -30,6 +30,7 @@ enum Op {
     Link(bool),
     HandBack(usize),
     Need(usize, u8),
+    Renew(usize),
     Request(usize, u64),
     AnswerRequests,
     HonourCloses,
@@ -54,6 +55,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::Link),
         1 => (0..4_usize).prop_map(Op::HandBack),
         2 => (0..7_usize, 0..8_u8).prop_map(|(who, bits)| Op::Need(who, bits)),
+        1 => (0..7_usize).prop_map(Op::Renew),
         2 => (0..7_usize, 1..30_000_u64).prop_map(|(who, ms)| Op::Request(who, ms)),
         1 => Just(Op::AnswerRequests),
         3 => Just(Op::HonourCloses),
@@ -89,6 +91,7 @@ fn apply(world: &mut World, op: Op) {
             }
         }
         Op::Need(who, bits) => world.need(who, bits),
+        Op::Renew(who) => world.renew(who),
         Op::Request(who, ms) => {
             world.request(who, ms);
         }

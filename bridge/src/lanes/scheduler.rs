@@ -269,12 +269,16 @@ impl Scheduler {
             let Some(lane) = self.lanes.get(key) else {
                 continue;
             };
-            let is_due = matches!(
-                lane.state,
-                LaneState::Ready(Ready { renewal: Some(renewal), drain_until: None, .. })
-                    if renewal.is_due(now.unix_ms, lane.engaged)
-            );
-            if is_due {
+            let LaneState::Ready(Ready {
+                renewal,
+                drain_until: None,
+                ..
+            }) = lane.state
+            else {
+                continue;
+            };
+            let is_over = renewal.is_some_and(|at| at.is_due(now.unix_ms, lane.engaged));
+            if is_over || lane.is_stale(now.instant) {
                 self.drain(key, now.instant + self.config.drain_timeout);
             }
         }

@@ -61,6 +61,9 @@ impl Scheduler {
                 renewal,
                 drain_until: None,
             });
+            if lane.renew_from.is_some() {
+                self.maintain_at = now.instant;
+            }
             self.ready += 1;
             self.touch(key);
         }
@@ -178,6 +181,7 @@ impl Scheduler {
             if let Some(lane) = self.lanes.get_mut(key) {
                 lane.state = LaneState::Opening(session);
                 lane.opening_since = Some(now.instant);
+                lane.renew_from = None;
                 let (identity, needs) = (lane.sender.clone(), lane.needs);
                 self.lanes.bind(session, key);
                 self.out.push(Action::Open {

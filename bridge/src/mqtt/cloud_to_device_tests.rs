@@ -2,7 +2,7 @@
 //! runtime's, paused.
 
 use bytes::Bytes;
-use edgehub_proto::hub::{CloudToDeviceOutcome::Completed, CloudToDeviceOutcome::Rejected};
+use edgehub_proto::hub::CloudToDeviceOutcome::{Abandoned, Completed, Rejected};
 use edgehub_proto::message::SystemProperty;
 use ntex_mqtt::v3::codec::{ConnectAckReason, Decoded, Packet, QoS};
 
@@ -123,6 +123,20 @@ async fn a_message_that_is_dropped_ends_the_session_so_that_it_comes_again() {
     assert!(again.redelivered);
     again.settle.send(Completed).unwrap();
     assert_eq!(server.acknowledged().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_given_back_ends_the_session_so_that_it_comes_again() {
+    let (client, mut server) = listening().await;
+    server.publish(Some(1), TOPIC, b"first").await;
+    server.publish(Some(2), TOPIC, b"second").await;
+    let first = client.downstream.message().await;
+    let second = client.downstream.message().await;
+    first.settle.send(Completed).unwrap();
+    second.settle.send(Abandoned).unwrap();
+    ends_unsettled(client).await;
+    assert_eq!(server.acknowledged().await, 1);
+    sees_the_end(&mut server).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,8 +8,8 @@
 //! # Promises
 //!
 //! - A cloud-to-device message is acknowledged when the broker has settled it, in the order of
-//!   arrival. One that the broker drops ends the session, so that the upstream delivers it again;
-//!   one that nobody needs is left there.
+//!   arrival. One that the broker drops or gives back ends the session, so that the upstream
+//!   delivers it again; one that nobody needs is left there.
 //! - Every method call is answered once, or not at all when the broker drops it.
 //! - Nothing that the upstream sends makes this grow without bound, panic or spin.
 
@@ -18,7 +18,10 @@ use std::{num::NonZeroU16, sync::Arc, time::Instant};
 use bytes::Bytes;
 use edgehub_proto::{
     bag,
-    hub::{CloudToDevice, Downstream, MethodCall, MethodResult, Needs, UpstreamError},
+    hub::{
+        CloudToDevice, CloudToDeviceOutcome, Downstream, MethodCall, MethodResult, Needs,
+        UpstreamError,
+    },
     identity::Identity,
     message::Message,
 };
@@ -144,7 +147,9 @@ impl Hearing {
     ) -> Result<(), CloseCause> {
         match reply {
             Reply::CloudToDevice { serial, outcome } => {
-                if outcome.is_none() && self.arrivals.is_kept_upstream(serial) {
+                // MQTT cannot give one message back: it comes again with the next session.
+                let comes_again = matches!(outcome, None | Some(CloudToDeviceOutcome::Abandoned));
+                if comes_again && self.arrivals.is_kept_upstream(serial) {
                     return Err(unsettled("a cloud-to-device message was not settled"));
                 }
                 // MQTT has no rejection: what can never be delivered is complete.

@@ -33,6 +33,15 @@ impl Pump {
         }
     }
 
+    /// Has sessions replaced that say of their identity what is not so any more.
+    pub(super) fn take_renewals(&mut self) {
+        let now = self.now();
+        for identity in self.parts.asked.wishes.take_renewals() {
+            debug!(%identity, "session is to be replaced: another model");
+            self.scheduler.renew(&identity, now);
+        }
+    }
+
     pub(super) fn take_request(&mut self, asking: Asking) {
         let Asking {
             identity,

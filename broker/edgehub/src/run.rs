@@ -143,6 +143,7 @@ async fn serve(
         twins: Arc::clone(&services.twins),
         store: store.clone(),
         source: settings.config_source,
+        refresh: settings.config_refresh,
         version: env!("CARGO_PKG_VERSION"),
     });
     let configured = edge_hub.configured();

@@ -11,6 +11,7 @@ use edgehub_proto::identity::Identity;
 use edgehub_proto::sas::{self, SasToken};
 
 use super::limits::CBS_ANSWERS_MAX;
+use super::tokens::Standing;
 
 /// Types of tokens that are taken, whatever their case.
 const TOKEN_TYPES: [&str; 2] = [
@@ -83,7 +84,7 @@ pub(super) fn read(
     };
     let text = put.token.expose().clone();
     let known = |kind: &&str| put.token_type.eq_ignore_ascii_case(kind);
-    let judged = if TOKEN_TYPES.iter().any(|kind| known(&kind)) {
+    let judged = if TOKEN_TYPES.iter().any(known) {
         owner(&text, is_known)
     } else {
         Err("the type of the token is not known".to_owned())
@@ -123,27 +124,33 @@ fn owner(text: &str, is_known: impl Fn(&Identity) -> bool) -> Result<(Identity, 
         })
         .collect();
     let known = readings.iter().find(|identity| is_known(identity));
-    let identity = known.or(readings.last()).cloned();
+    let identity = known.or_else(|| readings.last()).cloned();
     let identity = identity.ok_or("the audience of the token is no device or module")?;
     Ok((identity, token.expires_at_ms()))
 }
 
 impl Request {
-    /// What the verdict means: until when the token counts, or the answer that says why not. A
-    /// token that cannot be judged now is taken; the attach decides (design.md D7).
+    /// What the verdict means: how far the token counts, or the answer that says why not. A token
+    /// that cannot be judged now is taken; the attach decides (design.md D7).
     pub(super) fn concluded(
         &self,
         verdict: Result<&Principal, &AuthnError>,
-    ) -> Result<u64, Answer> {
+    ) -> Result<Standing, Answer> {
         match verdict {
-            Ok(principal) => Ok(principal.expires_at_ms().unwrap_or(u64::MAX)),
+            Ok(principal) => Ok(Standing {
+                expires_at_ms: principal.expires_at_ms().unwrap_or(u64::MAX),
+                verified: true,
+            }),
             Err(AuthnError::MalformedToken { .. }) => {
                 Err(Answer::new(400, "the token cannot be read"))
             }
             Err(error) if error.is_definite() => {
                 Err(Answer::new(401, format!("{error} ({})", error.reason())))
             }
-            Err(_) => Ok(self.expires_at_ms),
+            Err(_) => Ok(Standing {
+                expires_at_ms: self.expires_at_ms,
+                verified: false,
+            }),
         }
     }
 }
@@ -186,7 +193,7 @@ impl Cbs {
                 .iter()
                 .rev()
                 .find(|(_, address)| reply_to.is_some() && address == reply_to);
-            let Some((link, _)) = named.or(self.answers.last()) else {
+            let Some((link, _)) = named.or_else(|| self.answers.last()) else {
                 // Nobody can be answered; whoever attaches later has not asked.
                 self.waiting.clear();
                 return;

@@ -1,6 +1,6 @@
 //! One identity of a connection: its place in the hub, its links, and what is on its way to it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use edgehub_amqp::connection::{Attach, Connection, LinkId, Outgoing, SendError, Sent};
@@ -10,6 +10,7 @@ use edgehub_auth::authenticator::Claim;
 use edgehub_proto::hub::ClientInfo;
 use edgehub_proto::identity::Identity;
 use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
 
 use super::limits::{TWIN_IDS_MAX, WAITING_MAX};
 use super::links::{CLIENT_VERSION, Kind, Links, MODEL_ID};
@@ -50,10 +51,15 @@ pub(super) struct Client {
     methods: VecDeque<(Arc<str>, Arc<str>, bytes::Bytes)>,
     deliveries: VecDeque<Delivery>,
     sent: HashMap<(LinkId, Sent), DeliveryToken>,
-    twin_ids: HashMap<Arc<str>, MessageId>,
+    /// What clients call their twin requests, by our numbers.
+    twin_ids: BTreeMap<u64, MessageId>,
     next_twin_id: u64,
     settled: Vec<(DeliveryToken, Settlement)>,
+    /// Deliveries were given back: nothing more comes until the hub hears of subscriptions.
+    gave_back: bool,
     logged: bool,
+    /// Ends the wait of this client's guard.
+    _gone: DropGuard,
 }
 
 /// What goes out on the link of twin responses.
@@ -67,6 +73,7 @@ enum Inform {
 pub(super) struct ClientParts {
     pub(super) generation: u64,
     pub(super) registration: Registration,
+    pub(super) gone: DropGuard,
     pub(super) claim: Claim,
     pub(super) proof: Proof,
     pub(super) expires_at_ms: Option<u64>,
@@ -92,17 +99,19 @@ impl Client {
             methods: VecDeque::new(),
             deliveries: VecDeque::new(),
             sent: HashMap::new(),
-            twin_ids: HashMap::new(),
+            twin_ids: BTreeMap::new(),
             next_twin_id: 0,
             settled: Vec::new(),
+            gave_back: false,
             logged: false,
+            _gone: parts.gone,
         }
     }
 
-    /// Tells the hub what is subscribed, when that has changed.
+    /// Tells the hub what is subscribed, when that has changed or deliveries were given back.
     pub(super) fn announce(&mut self, hub: &Arc<Hub>) {
         let features = self.links.features(self.wants_desired);
-        if self.announced != Some(features) {
+        if self.announced != Some(features) || std::mem::take(&mut self.gave_back) {
             // Deliveries that were given back come before what follows from it.
             self.report(hub);
             self.announced = Some(features);
@@ -138,23 +147,36 @@ impl Client {
         }
     }
 
-    /// A link is gone: what was sent on it, or waits for one like it, stays with the hub. False when
-    /// it was none of this client's.
-    pub(super) fn detached(&mut self, link: LinkId) -> bool {
-        let was_here = self.links.remove(link);
-        let kind = self.delivery_kind();
+    /// A link is gone, or has given way to another: what was sent on it goes back to the hub, and
+    /// what waits behind that too, so that it comes again in order.
+    pub(super) fn detached(&mut self, link: LinkId) {
+        self.links.remove(link);
         let settled = &mut self.settled;
+        let before = settled.len();
         self.sent.retain(|(sent_on, _), token| {
             if *sent_on == link {
                 settled.push((*token, Settlement::NotSubscribed));
             }
             *sent_on != link
         });
-        if self.links.get(kind).is_none() {
-            let waiting = self.deliveries.drain(..);
-            settled.extend(waiting.map(|delivery| (delivery.token, Settlement::NotSubscribed)));
+        let unsettled = settled.len() > before;
+        if unsettled || self.delivery_link().is_none() {
+            while let Some(outbox) = &mut self.outbox
+                && let Ok(event) = outbox.try_recv()
+            {
+                self.take(event);
+            }
+            self.give_back();
         }
-        was_here
+        self.gave_back |= unsettled;
+    }
+
+    /// Gives back deliveries that wait.
+    fn give_back(&mut self) {
+        self.gave_back |= !self.deliveries.is_empty();
+        let waiting = self.deliveries.drain(..);
+        let given = waiting.map(|delivery| (delivery.token, Settlement::NotSubscribed));
+        self.settled.extend(given);
     }
 
     fn delivery_kind(&self) -> Kind {
@@ -187,7 +209,8 @@ impl Client {
     pub(super) fn take(&mut self, event: ToClient) {
         match event {
             ToClient::TwinResponse(response) => {
-                if let Some(id) = self.twin_ids.remove(&response.request_id) {
+                let number = response.request_id.parse().ok();
+                if let Some(id) = number.and_then(|number: u64| self.twin_ids.remove(&number)) {
                     self.informs.push_back(Inform::Response(id, response));
                 }
             }
@@ -275,6 +298,8 @@ impl Client {
 
     fn send_deliveries(&mut self, engine: &mut Connection) {
         let Some(link) = self.delivery_link() else {
+            // Sent before the hub heard that the link is gone.
+            self.give_back();
             return;
         };
         while engine.can_send(link)
@@ -342,17 +367,15 @@ impl Client {
         match (request.operation, request.correlation) {
             (twin::Operation::Get, None) => {}
             (twin::Operation::Get, Some(id)) => {
-                if let Some(request_id) = self.twin_id(id) {
-                    hub.twin_get(&self.registration, request_id);
-                }
+                let request_id = self.twin_id(id);
+                hub.twin_get(&self.registration, request_id);
             }
             (twin::Operation::Patch, None) => {
                 hub.twin_report(&self.registration, None, request.body);
             }
             (twin::Operation::Patch, Some(id)) => {
-                if let Some(request_id) = self.twin_id(id) {
-                    hub.twin_report(&self.registration, Some(request_id), request.body);
-                }
+                let request_id = self.twin_id(id);
+                hub.twin_report(&self.registration, Some(request_id), request.body);
             }
             (operation @ (twin::Operation::Put | twin::Operation::Delete), id) => {
                 self.wants_desired = operation == twin::Operation::Put;
@@ -364,17 +387,17 @@ impl Client {
         }
     }
 
-    /// The hub's name of a request that has this one; none when it was answered right away, since
-    /// too many are under way.
-    fn twin_id(&mut self, id: MessageId) -> Option<Arc<str>> {
-        if self.twin_ids.len() >= TWIN_IDS_MAX {
-            self.respond(id, 429);
-            return None;
+    /// The hub's name of a request that has this one. When too many are under way the oldest gives
+    /// way: its answer may have been lost, which happens when this client does not take its events.
+    fn twin_id(&mut self, id: MessageId) -> Arc<str> {
+        if self.twin_ids.len() >= TWIN_IDS_MAX
+            && let Some((_, oldest)) = self.twin_ids.pop_first()
+        {
+            self.respond(oldest, 429);
         }
         self.next_twin_id += 1;
-        let name: Arc<str> = self.next_twin_id.to_string().into();
-        self.twin_ids.insert(Arc::clone(&name), id);
-        Some(name)
+        self.twin_ids.insert(self.next_twin_id, id);
+        self.next_twin_id.to_string().into()
     }
 
     fn respond(&mut self, id: MessageId, status: u16) {

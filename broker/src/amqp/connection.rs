@@ -11,13 +11,14 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgehub_amqp::connection::CloseCause;
 use edgehub_storage::{AppendBatch, StoreClosed, TryAppendError};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::condition;
@@ -153,7 +154,8 @@ where
             let has_output = !self.transport.is_writing() && self.head.engine.output_bytes() > 0;
             let reads = self.head.wants_input();
             let times = self.deadline(now);
-            let expiry = self.expiry(now);
+            // Not at once again: a clock of milliseconds may round.
+            let expiry = self.head.expires_in().max(Duration::from_millis(1));
             tokio::select! {
                 moved = self.transport.progress(&*clock, reads) => moved?,
                 () = std::future::ready(()), if has_output => {}
@@ -181,7 +183,7 @@ where
                     }
                     self.head.engine.expired(now);
                 }
-                () = sleep_until(expiry) => self.head.expire(),
+                () = sleep(expiry) => self.head.expire(),
                 () = self.context.stop.cancelled() => return Err(ConnectionEnd::Stopping),
             }
         }
@@ -233,17 +235,10 @@ where
 
     /// When the engine or the transport must be looked at.
     fn deadline(&self, now: std::time::Instant) -> Instant {
-        let hour = now + std::time::Duration::from_secs(3_600);
+        let hour = now + Duration::from_secs(3_600);
         let engine = self.head.engine.deadline().unwrap_or(hour);
         let transport = self.transport.deadline();
         Instant::from_std(transport.map_or(engine, |stall| stall.min(engine)))
-    }
-
-    /// When credentials must be looked at.
-    fn expiry(&self, now: std::time::Instant) -> Instant {
-        let now_ms = self.context.hub.clock().unix_ms();
-        let left = self.head.expires_at_ms().saturating_sub(now_ms);
-        Instant::from_std(now + std::time::Duration::from_millis(left.max(1)))
     }
 
     /// What is due still leaves, and what was read is stored.

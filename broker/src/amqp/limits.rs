@@ -13,15 +13,19 @@ pub const MESSAGE_BYTES_MAX: u64 = 1_048_576;
 /// read.
 pub const UNCOMMITTED_BYTES_MAX: usize = 4_194_304;
 
-/// What one delivery costs beside its bytes, for [`UNCOMMITTED_BYTES_MAX`].
-pub const DELIVERY_OVERHEAD_BYTES: usize = 256;
+/// What one message costs beside its bytes, for [`UNCOMMITTED_BYTES_MAX`].
+pub const MESSAGE_OVERHEAD_BYTES: usize = 256;
 
 /// How long the TLS handshake may take, beside the overall time for the open.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
-/// From the first byte until the peer has presented a credential that is not refused. Then the
+/// From the first byte until the peer has presented a credential that is found good. Then the
 /// connection is closed with `amqp:unauthorized-access`.
 pub const CREDENTIAL_MAX: Duration = Duration::from_secs(60);
+
+/// How much longer a peer may stay that is without a good credential when a verdict is awaited just
+/// then.
+pub const VERDICT_MAX: Duration = Duration::from_secs(30);
 
 /// How long one write may wait for a peer that does not read.
 pub const WRITE_MAX: Duration = Duration::from_secs(30);
@@ -60,11 +64,13 @@ pub const WAITING_MAX: usize = 64;
 /// Answers to put-tokens that wait for credit. Further ones are dropped: the peer asks again.
 pub const CBS_ANSWERS_MAX: usize = 1_024;
 
-/// Twin requests of one identity whose answers are due. Further ones are answered 429.
+/// Twin requests of one identity whose answers are due. With a further one the oldest of them is
+/// answered 429.
 pub const TWIN_IDS_MAX: usize = 256;
 
-/// Messages of one batch. A larger batch is rejected.
-pub const BATCH_MESSAGES_MAX: usize = 8_192;
+/// Messages of one batch. A larger batch is rejected. The C SDK fills 1 MiB, if need be with the
+/// smallest of messages.
+pub const BATCH_MESSAGES_MAX: usize = 32_768;
 
 /// Bytes of what a peer wrote that an error or a log line repeats.
 pub const ECHO_BYTES_MAX: usize = 256;

@@ -105,6 +105,9 @@ pub(super) fn terms(kind: Kind, attach: &Attach) -> LinkTerms {
     LinkTerms {
         snd_settle_mode: Some(snd),
         rcv_settle_mode: Some(rcv),
+        // The C SDK says 64 KiB and takes whatever IoT Hub sends (spec/amqp.md 7.3, 9.1). Messages
+        // for inputs can be far larger than that, and are not sent to modules of it.
+        exceeds_max_message_size: kind != Kind::Inputs,
         ..cbs_terms(attach)
     }
 }
@@ -117,6 +120,7 @@ pub(super) fn cbs_terms(attach: &Attach) -> LinkTerms {
         rcv_settle_mode: None,
         max_message_size: Some(asked.unwrap_or(MESSAGE_BYTES_MAX).min(MESSAGE_BYTES_MAX)),
         credit: if attach.peer_sends() { CREDIT } else { 0 },
+        exceeds_max_message_size: false,
     }
 }
 

@@ -66,18 +66,15 @@ pub(super) fn from_view(view: &MessageView<'_>) -> Result<Message, MessageError>
     if let Some(application) = view.application_properties {
         let mut names = HashSet::with_capacity(application.len());
         for (key, value) in application.iter() {
-            // Keys are strings by the standard; a symbol means the same.
-            let Some(key) = key.as_str() else { continue };
+            // Keys are strings by the standard; others are read as text.
+            let Some(key) = text(key) else { continue };
             if !names.insert(key.to_ascii_lowercase()) {
                 return Err(MessageError::Repeated);
             }
             let value = text(value);
-            match APPLICATION.iter().find(|(name, _)| *name == key) {
+            match APPLICATION.iter().find(|(name, _)| **name == *key) {
                 Some((_, property)) => set(&mut message, *property, value),
-                None => message.properties.push(Property {
-                    key: key.to_owned(),
-                    value,
-                }),
+                None => message.properties.push(Property { key, value }),
             }
         }
     }

@@ -17,3 +17,10 @@ mod telemetry;
 mod tokens;
 mod transport;
 mod twin;
+
+#[cfg(test)]
+mod identity_tests;
+#[cfg(test)]
+mod services_tests;
+#[cfg(test)]
+mod test_head;

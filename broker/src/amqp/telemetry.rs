@@ -11,7 +11,7 @@ use edgehub_proto::identity::Identity;
 use edgehub_proto::message::{MAX_MESSAGE_BYTES, Message, SystemProperty};
 
 use super::condition::{self, rejection};
-use super::limits::{BATCH_MESSAGES_MAX, DELIVERY_OVERHEAD_BYTES, UNCOMMITTED_BYTES_MAX};
+use super::limits::{BATCH_MESSAGES_MAX, MESSAGE_OVERHEAD_BYTES, UNCOMMITTED_BYTES_MAX};
 use super::message;
 use crate::hub::{Gather, Hub, Outcome, Ways};
 use crate::telemetry::metrics::DropReason;
@@ -71,6 +71,7 @@ impl Telemetry {
         };
         self.sequence += 1;
         let mut gathered = false;
+        let overhead = messages.len() * MESSAGE_OVERHEAD_BYTES;
         for message in messages {
             let outcome = self.gather.take(ways, self.sequence, message, now_ms);
             gathered |= outcome == Outcome::Gathered;
@@ -78,7 +79,7 @@ impl Telemetry {
         if !gathered {
             return Some(Settlement::Accepted);
         }
-        let bytes = incoming.payload.len() + DELIVERY_OVERHEAD_BYTES;
+        let bytes = incoming.payload.len() + overhead;
         self.uncommitted_bytes += bytes;
         self.uncommitted.push_back(Uncommitted {
             sequence: self.sequence,

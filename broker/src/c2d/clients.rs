@@ -9,6 +9,8 @@
 //! - At most [`Config::window`] are out; [`Config::waiting_max`] and [`HELD_BYTES_MAX`] bound the
 //!   rest.
 //! - A message is completed only when the client has acknowledged it.
+//! - A number names one message of a client and never another one: below may be a hub that takes a
+//!   message under a known lock token for the same message (spec/core.md 7).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -89,6 +91,8 @@ pub(super) struct Tally {
 pub(super) struct Clients<H> {
     config: Config,
     clients: HashMap<Identity, Client<H>>,
+    /// Above all numbers of clients that were forgotten.
+    first_number: u64,
     held_bytes: usize,
     tally: Tally,
     /// A timer was set since [`Self::deadline`] was asked.
@@ -151,17 +155,27 @@ impl<H: SettleHandle> Entry<H> {
             let value = self.message.system.get(property);
             value.is_some() && value == other.system.get(property)
         };
-        // A lock token is another one each time; the place in upstream's queue stays.
-        let same_id = self.message.system.get(MessageId) == other.system.get(MessageId);
-        equal(LockToken) || (equal(SequenceNumber) && same_id)
+        // IoT Hub's lock token is another one each time, and the place in its queue stays; a parent
+        // has perhaps lock tokens only. Its messages may all be without ids.
+        let alike = |property| {
+            let (ours, others) = (
+                self.message.system.get(property),
+                other.system.get(property),
+            );
+            ours == others
+        };
+        let same_place = alike(MessageId) && alike(SequenceNumber);
+        same_place && (equal(LockToken) || equal(SequenceNumber))
     }
 }
 
 impl<H: SettleHandle> Clients<H> {
-    pub(super) fn new(config: Config) -> Self {
+    /// Numbers begin at `first_number`: above those of earlier runs.
+    pub(super) fn new(config: Config, first_number: u64) -> Self {
         Self {
             config,
             clients: HashMap::new(),
+            first_number,
             held_bytes: 0,
             tally: Tally::default(),
             timer_set: false,
@@ -179,7 +193,7 @@ impl<H: SettleHandle> Clients<H> {
         let client = self.clients.entry(to.clone()).or_insert_with(|| Client {
             // It is not known whether it is there: the offer will tell.
             reach: Reach::Ready,
-            next_number: 0,
+            next_number: self.first_number,
             entries: VecDeque::new(),
             refusing: false,
         });
@@ -402,6 +416,7 @@ impl<H: SettleHandle> Clients<H> {
             entry.out
         });
         if client.entries.is_empty() {
+            self.first_number = self.first_number.max(client.next_number);
             self.clients.remove(identity);
         }
     }

@@ -82,7 +82,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(config: Config) -> Self {
         Self {
-            clients: Clients::new(config),
+            clients: Clients::new(config, 0),
             clock: ManualClock::new(NOW_S * 1000),
             answers: HashMap::new(),
             taken: RefCell::default(),
@@ -178,6 +178,7 @@ fn fates(wires: &[Wire]) -> Vec<Fate> {
 
 const COMPLETED: Fate = Fate::Settled(CloudToDeviceOutcome::Completed);
 const REJECTED: Fate = Fate::Settled(CloudToDeviceOutcome::Rejected);
+const ABANDONED: Fate = Fate::Settled(CloudToDeviceOutcome::Abandoned);
 
 #[test]
 fn the_window_holds_and_what_waits_follows_in_order() {
@@ -210,6 +211,59 @@ fn the_window_holds_and_what_waits_follows_in_order() {
     assert_eq!(world.taken(), ["3 d", "4 e"]);
     assert_eq!(fates(&wires)[..3], [COMPLETED; 3]);
     assert_eq!(fates(&wires)[3], Fate::Open);
+}
+
+/// When an abandoned one comes again, and how often, is the upstream's to say.
+#[test]
+fn what_is_released_is_abandoned_and_what_is_rejected_is_rejected() {
+    let mut world = World::new(Config::default());
+    world.subscribe("leaf1");
+    let wires = ["a", "b", "c"].map(|text| world.arrive("leaf1", message(text)));
+    world.taken();
+    world.settle("leaf1", 1, Settlement::Released);
+    world.settle("leaf1", 2, Settlement::Rejected);
+    world.settle("leaf1", 0, Settlement::Done);
+    assert_eq!(fates(&wires), [COMPLETED, ABANDONED, REJECTED]);
+    let tally = world.clients.take_tally();
+    assert_eq!((tally.completed, tally.returned, tally.rejected), (1, 1, 1));
+    let again = world.arrive("leaf1", message("b"));
+    assert_eq!(world.taken(), ["3 b"]);
+    world.settle("leaf1", 3, Settlement::Done);
+    assert_eq!(again.fate.get(), COMPLETED);
+}
+
+#[test]
+fn a_number_is_never_given_to_another_message() {
+    let mut world = World::new(Config::default());
+    world.subscribe("leaf1");
+    world.arrive("leaf1", message("a"));
+    assert_eq!(world.taken(), ["0 a"]);
+    // The client is forgotten with all that it had.
+    world.leave("leaf1", false);
+    world.subscribe("leaf1");
+    world.arrive("leaf1", message("b"));
+    assert_eq!(world.taken(), ["1 b"]);
+}
+
+#[test]
+fn a_known_lock_token_of_another_message_is_no_reason_to_keep_it_back() {
+    let mut world = World::new(Config::default());
+    world.subscribe("leaf1");
+    let locked = |text: &str, sequence: Option<&str>| {
+        let mut message = message(text);
+        message.system.set(SystemProperty::LockToken, "l1");
+        if let Some(sequence) = sequence {
+            message.system.set(SystemProperty::SequenceNumber, sequence);
+            message.system.set(SystemProperty::MessageId, "same");
+        }
+        message
+    };
+    world.arrive("leaf1", locked("a", None));
+    world.arrive("leaf1", locked("b", None));
+    world.arrive("leaf1", locked("a", None));
+    world.arrive("leaf1", locked("c", Some("1")));
+    world.arrive("leaf1", locked("d", Some("2")));
+    assert_eq!(world.taken(), ["0 a", "1 b", "2 c", "3 d"]);
 }
 
 #[test]
@@ -256,7 +310,7 @@ fn who_stays_away_gives_everything_back() {
     world.wait(Duration::from_secs(9));
     assert_eq!(next.fate.get(), Fate::Open);
     world.subscribe("leaf1");
-    assert_eq!(world.taken(), ["0 a", "1 b", "0 d"]);
+    assert_eq!(world.taken(), ["0 a", "1 b", "3 d"]);
 }
 
 #[test]

@@ -43,6 +43,10 @@ use clients::{Arrival, Clients, Now, Offer, SettleHandle, Tally};
 use crate::hub::{Delivery, DeliveryToken, OfferError, Outlet, Settlement, ToClient};
 use crate::telemetry::metrics as names;
 
+/// Delivery numbers of one run are above those of an earlier one: they begin at its start's Unix
+/// milliseconds, shifted by so much.
+const NUMBERS_PER_MS_BITS: u32 = 16;
+
 impl SettleHandle for oneshot::Sender<CloudToDeviceOutcome> {
     fn is_dead(&self) -> bool {
         self.is_closed()
@@ -117,8 +121,10 @@ impl CloudToDeviceService {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        // No run delivers as many in each millisecond that it lives.
+        let first_number = clock.unix_ms() << NUMBERS_PER_MS_BITS;
         let service = Arc::new(Self {
-            clients: Mutex::new(Clients::new(config)),
+            clients: Mutex::new(Clients::new(config, first_number)),
             outlet,
             clock,
             timer: Notify::new(),

@@ -162,6 +162,9 @@ pub struct Settings {
     pub storage_sync: StorageSync,
     /// `ConfigSource`, `twin`: where the routes come from.
     pub config_source: ConfigSource,
+    /// `ConfigRefreshFrequencySecs`, 3600: between two fetches of the hub's own twin that nothing
+    /// else asked for.
+    pub config_refresh: Duration,
     /// Twins: `EncryptTwinStore`, `MinTwinSyncPeriodSecs`, `ReportedPropertiesSyncFrequencySecs`.
     pub twins: TwinConfig,
     /// `MaxUnacknowledgedDeliveries`, 16: deliveries that a client may have unsettled
@@ -277,6 +280,11 @@ impl Settings {
                 "ConfigSource",
                 [("twin", ConfigSource::Twin), ("local", ConfigSource::Local)],
             ),
+            config_refresh: Duration::from_secs(env.bounded(
+                "ConfigRefreshFrequencySecs",
+                3600,
+                1..=PERIOD_SECS_MAX,
+            )),
             twins: twins(&mut env),
             delivery_window: usize::try_from(env.bounded(
                 "MaxUnacknowledgedDeliveries",

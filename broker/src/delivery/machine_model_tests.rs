@@ -42,6 +42,8 @@ enum Step {
         inputs: [bool; INPUTS.len()],
     },
     Settle(Index, Settlement),
+    /// The client gives one back so often.
+    GiveBack(Index, u8),
     /// Settles what is not out.
     Stray(u16, u64),
     Full(bool),
@@ -77,6 +79,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Disconnect),
         4 => inputs.prop_map(|inputs| Step::Subscribe { inputs }),
         12 => (any::<Index>(), settlement).prop_map(|(out, how)| Step::Settle(out, how)),
+        1 => (any::<Index>(), 1u8..12).prop_map(|(out, times)| Step::GiveBack(out, times)),
         1 => (0..=SHARED_SLOT, 0u64..40).prop_map(|(slot, number)| Step::Stray(slot, number)),
         1 => any::<bool>().prop_map(Step::Full),
         2 => (1u64..60).prop_map(Step::Wait),
@@ -426,6 +429,37 @@ impl World {
         self.open = false;
     }
 
+    /// The client says what became of a delivery that is out.
+    fn settle(&mut self, token: DeliveryToken, settlement: Settlement) {
+        let (queue, offset) = self.out.remove(&token).unwrap();
+        self.machine.settled(&[(token, settlement)]);
+        assert_eq!(self.machine.take_ignored(), 0);
+        let streams = self.machine.streams_mut().iter();
+        let mut settled = streams
+            .filter(|stream| stream.source.queue == queue)
+            .flat_map(|stream| &stream.settled);
+        let is_over = settled.any(|settled| settled.offset == offset as u64);
+        let is_configured = self.queues[queue].configured;
+        let entry = &mut self.queues[queue].entries[offset];
+        if settlement == Settlement::Released {
+            entry.releases += 1;
+            entry.releases_kept += 1;
+            assert!(is_over || entry.releases_kept < DELIVERIES_MAX);
+            if !is_configured {
+                // All that was known of it may be forgotten with the queue.
+                entry.sent = true;
+                entry.releases_kept = 0;
+                self.numbers.remove(&(queue, offset));
+            }
+        } else {
+            assert!(is_over);
+        }
+        if is_over {
+            entry.said = Some(settlement);
+            self.numbers.remove(&(queue, offset));
+        }
+    }
+
     fn run(&mut self, step: &Step) {
         match step {
             Step::Append {
@@ -466,37 +500,22 @@ impl World {
                 }
             }
             Step::Settle(index, settlement) => {
+                if !self.out.is_empty() {
+                    let tokens: Vec<_> = self.out.keys().copied().collect();
+                    self.settle(*index.get(&tokens), *settlement);
+                }
+            }
+            Step::GiveBack(index, times) => {
                 if self.out.is_empty() {
                     return;
                 }
-                let tokens: Vec<_> = self.out.keys().copied().collect();
-                let token = *index.get(&tokens);
-                let (queue, offset) = self.out.remove(&token).unwrap();
-                let ended = |machine: &mut Machine<usize>| {
-                    let streams = machine.streams_mut().iter();
-                    let settled = streams.filter(|stream| stream.source.queue == queue);
-                    let mut settled = settled.flat_map(|stream| &stream.settled);
-                    settled.any(|settled| settled.offset == offset as u64)
-                };
-                self.machine.settled(&[(token, *settlement)]);
-                assert_eq!(self.machine.take_ignored(), 0);
-                let is_over = ended(&mut self.machine);
-                let is_configured = self.queues[queue].configured;
-                let entry = &mut self.queues[queue].entries[offset];
-                if *settlement == Settlement::Released {
-                    entry.releases += 1;
-                    entry.releases_kept += 1;
-                    assert!(is_over || entry.releases_kept < DELIVERIES_MAX);
-                    if !is_configured {
-                        entry.sent = true;
-                        entry.releases_kept = 0;
-                    }
-                } else {
-                    assert!(is_over);
-                }
-                if is_over {
-                    entry.said = Some(*settlement);
-                    self.numbers.remove(&(queue, offset));
+                let places: Vec<_> = self.out.values().copied().collect();
+                let place = *index.get(&places);
+                for _ in 0..*times {
+                    let token = self.out.iter().find(|(_, out)| **out == place);
+                    let Some((token, _)) = token else { return };
+                    self.settle(*token, Settlement::Released);
+                    self.drive();
                 }
             }
             Step::Stray(stream, number) => {

@@ -1,5 +1,6 @@
 //! Single situations of the machine, in words.
 
+use edgehub_proto::clock::{Clock as _, ManualClock};
 use edgehub_proto::message::{Message, SystemProperty};
 use edgehub_proto::stored;
 use edgehub_storage::{Entry, Outcome, QueueId, ReadBatch};
@@ -275,6 +276,8 @@ fn what_cannot_be_sent_over_this_protocol_is_dropped_and_counted() {
         output: "out".to_owned(),
         dropped: Some(DropReason::Undeliverable),
         count: 1,
+        since_read: None,
+        since_sent: None,
     };
     assert_eq!(ended, [expected]);
 }
@@ -477,7 +480,30 @@ fn what_is_given_back_comes_again_in_its_place_ten_times_in_all() {
 }
 
 #[test]
-fn what_is_rejected_is_dropped_and_what_is_given_back_is_counted_anew_on_a_new_connection() {
+fn it_is_told_how_long_messages_took() {
+    let second = std::time::Duration::from_secs(1);
+    let begin = ManualClock::new(0).instant();
+    let mut world = World::new(2, &[("in", 0, 0)]);
+    world.append(0, &["a", "b", "c"]);
+    world.machine.at(begin);
+    world.send();
+    world.machine.at(begin + second);
+    world.done(0, 0);
+    world.done(0, 1);
+    world.send();
+    world.machine.at(begin + 3 * second);
+    world.done(0, 2);
+    let ended: Vec<_> = world.machine.drain_ended().collect();
+    let took = ended.iter().map(|e| (e.count, e.since_read, e.since_sent));
+    let expected = [
+        (2, Some(second), Some(second)),
+        (1, Some(3 * second), Some(2 * second)),
+    ];
+    assert_eq!(took.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_is_rejected_is_dropped() {
     let mut world = World::new(4, &[("in", 0, 0)]);
     world.append(0, &["a", "b"]);
     assert_eq!(world.send(), ["0:0 a", "0:1 b"]);
@@ -485,14 +511,21 @@ fn what_is_rejected_is_dropped_and_what_is_given_back_is_counted_anew_on_a_new_c
     assert_eq!(world.handed_over(), [(1, Outcome::Dropped)]);
     let dropped: Vec<_> = world.machine.drain_ended().map(|e| e.dropped).collect();
     assert_eq!(dropped, [Some(DropReason::Rejected)]);
+}
+
+#[test]
+fn what_is_given_back_is_counted_anew_on_a_new_connection() {
+    let mut world = World::new(4, &[("in", 0, 0)]);
+    world.append(0, &["a"]);
+    world.send();
     for _ in 1..DELIVERIES_MAX {
         world.settle(0, 0, Settlement::Released);
         world.send();
     }
     world.machine.connected(false);
     world.machine.subscribed();
-    world.machine.barrier();
     assert_eq!(world.send(), ["0:0+ a"]);
     world.settle(0, 0, Settlement::Released);
     assert_eq!(world.send(), ["0:0+ a"]);
+    assert_eq!(world.handed_over(), []);
 }

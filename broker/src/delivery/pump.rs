@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use ::metrics::Counter;
+use ::metrics::{Counter, Histogram};
 use edgehub_proto::clock::Clock;
 use edgehub_proto::identity::Identity;
 use edgehub_storage::{Column, KvOp, Queue, QueueId, ReadLimit, Store, StoreError};
@@ -163,6 +163,7 @@ impl Pump {
     }
 
     async fn turn(&mut self) -> Result<(), StoreError> {
+        self.machine.at(self.parts.clock.instant());
         self.take_mail().await?;
         if self.machine.wants_barrier() {
             self.hand_over().await?;
@@ -330,11 +331,47 @@ impl Pump {
     }
 }
 
+/// How long messages took that the module has.
+struct Durations(Option<(Histogram, Histogram)>);
+
+impl Durations {
+    /// None for messages that were dropped.
+    fn new(module: &Identity, ended: &Ended) -> Self {
+        let made = || {
+            let Ended {
+                sender,
+                output,
+                input,
+                priority,
+                ..
+            } = ended;
+            (
+                metrics::message_send_duration(sender, output, module, input),
+                metrics::message_process_duration(sender, module, *priority),
+            )
+        };
+        Self(ended.dropped.is_none().then(made))
+    }
+
+    fn record(&self, ended: &Ended) {
+        let Some((send, process)) = &self.0 else {
+            return;
+        };
+        // Messages that were read, sent and settled together took as long.
+        let count = usize::try_from(ended.count).unwrap_or(usize::MAX);
+        for (histogram, took) in [(send, ended.since_sent), (process, ended.since_read)] {
+            if let Some(took) = took {
+                histogram.record_many(took.as_secs_f64(), count);
+            }
+        }
+    }
+}
+
 /// Counters of what has ended, kept at hand. How many outputs have a series is bounded by the
 /// recorder.
 struct Counters {
     module: Identity,
-    sent: Vec<(Ended, Counter)>,
+    sent: Vec<(Ended, Counter, Durations)>,
     /// Messages that could not be sent to the module, which the log tells of.
     undeliverable: u64,
 }
@@ -359,8 +396,10 @@ impl Counters {
                 && known.output == ended.output
                 && known.input == ended.input
         };
-        if let Some((_, counter)) = self.sent.iter().find(|(known, _)| is_same(known)) {
+        let mut known = self.sent.iter();
+        if let Some((_, counter, durations)) = known.find(|(known, ..)| is_same(known)) {
             counter.increment(ended.count);
+            durations.record(ended);
             return;
         }
         let counter = match ended.dropped {
@@ -374,10 +413,12 @@ impl Counters {
             ),
         };
         counter.increment(ended.count);
+        let durations = Durations::new(&self.module, ended);
+        durations.record(ended);
         if self.sent.len() >= COUNTERS_MAX {
             self.sent.clear();
         }
-        self.sent.push((ended.clone(), counter));
+        self.sent.push((ended.clone(), counter, durations));
     }
 
     /// Says why messages are dropped; less and less often, or a sender could fill the log.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use edgehub_proto::identity::Identity;
@@ -62,6 +63,9 @@ pub(super) struct Item {
     pub(super) redelivered: bool,
     /// How often the client gave it back.
     pub(super) releases: u8,
+    pub(super) read_at: Option<Instant>,
+    /// When it was sent last.
+    pub(super) sent_at: Option<Instant>,
     expires_at_ms: Option<u64>,
     shared: Option<u64>,
     content: Content,
@@ -132,10 +136,10 @@ impl<Q> Stream<Q> {
     }
 
     /// Takes what a read brought.
-    pub(super) fn fill(&mut self, batch: ReadBatch) {
+    pub(super) fn fill(&mut self, batch: ReadBatch, now: Option<Instant>) {
         for entry in batch.entries {
             let redelivered = self.may_have_been_sent(entry.offset);
-            self.waiting.push_back(item(entry, redelivered));
+            self.waiting.push_back(item(entry, redelivered, now));
         }
         self.cursor = self.cursor.max(batch.next);
         // What was settled by others (its time was over) is not read again.
@@ -265,7 +269,7 @@ fn insert(items: &mut VecDeque<Item>, item: Item) {
     items.insert(index, item);
 }
 
-fn item(entry: Entry, redelivered: bool) -> Item {
+fn item(entry: Entry, redelivered: bool, read_at: Option<Instant>) -> Item {
     Item {
         offset: entry.offset,
         bytes: entry.message.len(),
@@ -273,6 +277,8 @@ fn item(entry: Entry, redelivered: bool) -> Item {
         number: entry.offset,
         redelivered,
         releases: 0,
+        read_at,
+        sent_at: None,
         expires_at_ms: entry.expires_at_ms,
         shared: entry.shared,
         content: Content::Stored(entry.message),

@@ -11,6 +11,8 @@
 pub mod clients;
 pub mod desired;
 pub mod methods;
+#[cfg(test)]
+mod refresh_tests;
 mod service;
 
 pub use clients::Presence;

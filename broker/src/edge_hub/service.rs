@@ -53,6 +53,9 @@ pub struct EdgeHubParts {
     pub store: Store,
     /// Where the routes come from.
     pub source: ConfigSource,
+    /// Between two fetches of the own twin, beside those at each connect: a change whose notice was
+    /// lost counts then (spec/core.md 8). Only with [`ConfigSource::Twin`].
+    pub refresh: Duration,
     /// What is told as `version`.
     pub version: &'static str,
 }
@@ -91,6 +94,20 @@ impl EdgeHub {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.work() => {}
+            () = self.refresh() => {}
+        }
+    }
+
+    async fn refresh(&self) {
+        if self.parts.source != ConfigSource::Twin {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            tokio::time::sleep(self.parts.refresh).await;
+            // What it brings comes as every change; without upstream it is the copy.
+            let own = self.parts.hub.own_identity();
+            let reply = self.parts.twins.get(own).await;
+            tracing::debug!("$edgeHub's twin was fetched: status {}", reply.status);
         }
     }
 

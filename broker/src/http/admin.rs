@@ -41,7 +41,7 @@ impl Admin {
     pub fn router(self) -> Router {
         Router::new()
             .route("/metrics", get(samples))
-            .route("/healthz", get(async || "ok"))
+            .route("/healthz", get(health))
             .route("/readyz", get(ready))
             .fallback(async || StatusCode::NOT_FOUND)
             .method_not_allowed_fallback(async || StatusCode::NOT_FOUND)
@@ -89,6 +89,16 @@ async fn samples(State(admin): State<Admin>) -> Response {
         admin.metrics.render(),
     )
         .into_response()
+}
+
+/// A writer that has died comes back with the process only: whoever watches should restart it.
+async fn health(State(admin): State<Admin>) -> Response {
+    if admin.hub.store().is_writing() {
+        "ok".into_response()
+    } else {
+        let text = "the store's writer has ended: nothing is stored until the process is restarted";
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    }
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {

@@ -58,13 +58,13 @@ async fn upgrade_or_next(
     next: Next,
 ) -> Response {
     if request.method() == Method::GET && has_token(request.headers(), &UPGRADE, "websocket") {
-        upgrade(sockets, request)
+        upgrade(&sockets, request)
     } else {
         next.run(request).await
     }
 }
 
-fn upgrade(sockets: WebSockets, mut request: Request) -> Response {
+fn upgrade(sockets: &WebSockets, mut request: Request) -> Response {
     let (accept, speaker) = match agree(request.headers(), |name| sockets.speaker(name)) {
         Ok(agreed) => agreed,
         Err(refusal) => {

@@ -120,12 +120,13 @@ impl Gather {
         mut message: Message,
         now_ms: u64,
     ) -> Outcome {
+        // What the client sent counts, without our stamps.
+        let size = message.size();
         if let Some(model_id) = &ways.model_id {
             message.system.set(SystemProperty::ModelId, &**model_id);
         }
         let output = message.system.get(SystemProperty::OutputName);
         let output = output.unwrap_or_default();
-        let size = message.size();
         if size > MAX_MESSAGE_BYTES {
             let why = format_args!("{size} bytes are more than {MAX_MESSAGE_BYTES}");
             return self.dropped(&ways.sender, DropReason::TooLarge, output, &why);

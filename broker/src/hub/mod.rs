@@ -395,7 +395,7 @@ impl Hub {
 
     /// Counts a refused connection under its id, if there is such an identity: a stranger
     /// chooses its name freely, and each name would be a series for ever.
-    fn count_refusal(&self, identity: &Identity) {
+    pub(crate) fn count_refusal(&self, identity: &Identity) {
         let known = self.scope.current().get(identity).is_some();
         let id = if known { identity.as_str() } else { UNKNOWN_ID };
         metrics::connect_failed(id).increment(1);
@@ -523,5 +523,7 @@ pub enum ConnectError {
     Full(#[from] RegistryFull),
 }
 
+#[cfg(test)]
+mod info_tests;
 #[cfg(test)]
 mod tests;

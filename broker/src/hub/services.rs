@@ -26,7 +26,7 @@ use crate::c2d::{self, CloudToDeviceService};
 use crate::delivery::{Deliveries, DeliveryParts};
 use crate::methods::{MethodParts, MethodService, OwnMethods};
 use crate::routing::SourcePath;
-use crate::telemetry::metrics::DropReason;
+use crate::telemetry::metrics::{self, DropReason};
 use crate::twin::{TwinChanges, TwinConfig, TwinParts, TwinService};
 
 /// How long upstream goes on listening for a client that went away: a renewal of a token is a
@@ -233,8 +233,7 @@ impl Services {
                 version,
                 body,
             };
-            // A client that is gone, or does not read, asks again.
-            let _ = outlet.offer(&client, ToClient::TwinResponse(response));
+            respond(outlet.as_ref(), &client, response);
         };
         let Ok(permit) = Arc::clone(requests).try_acquire_owned() else {
             answer(429, None, Bytes::new());
@@ -275,7 +274,7 @@ impl Services {
                     version: None,
                     body,
                 };
-                let _ = outlet.offer(&client, ToClient::TwinResponse(response));
+                respond(outlet.as_ref(), &client, response);
             }
         });
     }
@@ -288,6 +287,14 @@ impl Services {
                 () = stop.cancelled() => {}
             }
         });
+    }
+}
+
+/// Answers a twin request. A client that is gone, or does not read, asks again.
+fn respond(outlet: &dyn Outlet, client: &Identity, response: TwinResponse) {
+    if let Err(error) = outlet.offer(client, ToClient::TwinResponse(response)) {
+        tracing::debug!("A twin request of {client} is not answered: {error}");
+        metrics::twin_responses_dropped().increment(1);
     }
 }
 

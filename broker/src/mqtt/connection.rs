@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Accepted, Client};
 pub use super::end::ConnectionEnd;
-use super::limits::{FAREWELL_MAX, SESSION_WRITE_MAX};
+use super::limits::{FAREWELL_MAX, LOGGED_ID_BYTES_MAX, SESSION_WRITE_MAX};
 use super::machine::{CloseReason, ConnectRequest, Event, Machine, Timing};
 use super::subscriber::Subscriber;
 use super::transport::Transport;
@@ -139,11 +139,18 @@ where
             Ok(accepted)
         }
         Err((code, text)) => {
+            let client_id = named(&client_id);
             tracing::info!("Refused the connection of {client_id}: {text}");
             machine.refuse(code);
             Err(ConnectionEnd::Refused(text))
         }
     }
+}
+
+/// As much of a client id as the log gets: a stranger may write one of 64 KiB.
+fn named(client_id: &str) -> &str {
+    let end = client_id.floor_char_boundary(LOGGED_ID_BYTES_MAX);
+    client_id.get(..end).unwrap_or_default()
 }
 
 type Refusal = (ConnectAckReason, String);
@@ -273,6 +280,15 @@ mod tests {
             let malformed = code(&request("d1", user_name)).unwrap_err();
             assert_eq!(malformed, ConnectAckReason::BadUserNameOrPassword);
         }
+    }
+
+    #[test]
+    fn the_log_gets_a_bounded_part_of_a_strangers_id() {
+        assert_eq!(named("edge1/mod1"), "edge1/mod1");
+        let long = "ä".repeat(30_000);
+        let logged = named(&long);
+        assert!(long.starts_with(logged));
+        assert_eq!(logged.len(), LOGGED_ID_BYTES_MAX - 1, "whole letters");
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub const READ_BYTES_MAX: usize = 65_536;
 /// Bytes that must arrive at once to count as a sign of life while their packet is incomplete.
 pub const PROGRESS_BYTES_MIN: usize = 256;
 
+/// Bytes of a refused client's id that are logged: any id that can be one fits.
+pub const LOGGED_ID_BYTES_MAX: usize = 2 * edgehub_proto::limits::ID_LENGTH_MAX + 1;
+
 /// How long the TLS handshake and then the CONNECT may take, each, beside the overall
 /// `ConnectArrivalTimeout`.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);

@@ -146,6 +146,35 @@ pub fn messages_dropped(reason: DropReason, from: &Identity, output: &str) -> Co
     )
 }
 
+/// `edgehub_message_send_duration_seconds`: from the offer of a message to a module until it is
+/// acknowledged.
+pub fn message_send_duration(
+    from: &Identity,
+    output: &str,
+    to: &Identity,
+    input: &str,
+) -> Histogram {
+    histogram!(
+        "edgehub_message_send_duration_seconds",
+        "from" => from.as_str().to_owned(),
+        "to" => to.as_str().to_owned(),
+        "from_route_output" => output.to_owned(),
+        "to_route_input" => input.to_owned()
+    )
+}
+
+/// `edgehub_message_process_duration_seconds`: from its queue's read until a module has
+/// acknowledged the message.
+pub fn message_process_duration(from: &Identity, to: &Identity, priority: u32) -> Histogram {
+    histogram!(
+        "edgehub_message_process_duration_seconds",
+        "from" => from.as_str().to_owned(),
+        "to" => to.as_str().to_owned(),
+        "priority" => priority.to_string(),
+        "ms_telemetry" => "True"
+    )
+}
+
 /// `edgehub_messages_sent_total`: messages handed to a module's input.
 pub fn messages_sent(
     from: &Identity,
@@ -168,6 +197,12 @@ pub fn messages_sent(
 /// `edgehub_settlements_ignored_total`, ours: acknowledgements of deliveries that nobody made.
 pub fn settlements_ignored() -> Counter {
     counter!("edgehub_settlements_ignored_total")
+}
+
+/// `edgehub_twin_responses_dropped_total`, ours: answers to twin requests for clients that were gone
+/// or whose outbox was full.
+pub fn twin_responses_dropped() -> Counter {
+    counter!("edgehub_twin_responses_dropped_total")
 }
 
 /// `edgehub_direct_methods_total`: methods that modules called through the HTTPS API.
@@ -325,6 +360,8 @@ mod tests {
             connect_succeeded(&sensor, "h.azure-devices.net").increment(1);
             messages_sent(&sensor, "out1", &sensor, "in1", 9).increment(5);
             direct_method_duration(UPSTREAM, &sensor).record(Duration::from_secs(2));
+            message_send_duration(&sensor, "out1", &sensor, "in1").record_many(0.5, 3);
+            message_process_duration(&sensor, &sensor, 9).record(0.75);
         });
         let text = handle.render();
         let common = r#"iothub="h.azure-devices.net",edge_device="gw1",instance_number="0f6c""#;
@@ -343,6 +380,12 @@ mod tests {
                 r#"edgehub_messages_sent_total{{{common},from="gw1/sensor",to="gw1/sensor",from_route_output="out1",to_route_input="in1",priority="9",ms_telemetry="True"}} 5"#
             ),
             format!(
+                r#"edgehub_message_send_duration_seconds_count{{{common},from="gw1/sensor",to="gw1/sensor",from_route_output="out1",to_route_input="in1"}} 3"#
+            ),
+            format!(
+                r#"edgehub_message_process_duration_seconds_sum{{{common},from="gw1/sensor",to="gw1/sensor",priority="9",ms_telemetry="True"}} 0.75"#
+            ),
+            format!(
                 r#"edgehub_direct_method_duration_seconds_sum{{{common},from="upstream",to="gw1/sensor"}} 2"#
             ),
             format!(
@@ -359,6 +402,6 @@ mod tests {
             .filter_map(|line| line.split_once(r#"quantile=""#)?.1.split_once('"'))
             .map(|(quantile, _)| quantile)
             .collect();
-        assert_eq!(quantiles, ["0.1", "0.5", "0.9", "0.99"]);
+        assert_eq!(quantiles, ["0.1", "0.5", "0.9", "0.99"].repeat(3));
     }
 }

@@ -14,9 +14,13 @@
 pub mod cbs;
 pub mod connection;
 pub mod frame;
+pub mod fuzz;
 pub mod header;
 pub mod limits;
 pub mod message;
 pub mod performative;
 pub mod sasl;
 pub mod value;
+
+#[cfg(test)]
+mod vectors;

@@ -20,8 +20,9 @@ pub const CHANNEL_MAX: u16 = 8191;
 pub const VALUE_DEPTH_MAX: usize = 16;
 
 /// Elements of an array whose elements take no bytes (null, true, the empty list): their count is
-/// bounded by nothing else. More are malformed.
-pub const ARRAY_EMPTY_ELEMENTS_MAX: usize = 256;
+/// bounded by nothing else, and arrays of such arrays would take a hundred times their bytes once
+/// they are decoded. More are malformed.
+pub const ARRAY_EMPTY_ELEMENTS_MAX: usize = 8;
 
 /// Data sections of one message, so messages of one batch. More are malformed: 1 MiB holds as many
 /// of 32 bytes, fewer than a message with one property takes.
@@ -44,6 +45,16 @@ pub const SESSIONS_MAX: usize = 1_024;
 /// Links of one connection over all sessions. A further one is refused with
 /// `amqp:resource-limit-exceeded`. Seven for each of 995 identities fit.
 pub const LINKS_MAX: usize = 8_192;
+
+/// Links beyond [`LINKS_MAX`] that were refused and that the peer has not detached yet. More close
+/// the connection with `amqp:resource-limit-exceeded`.
+pub const REFUSED_LINKS_MAX: usize = 1_024;
+
+/// Bytes of attaches that are not answered yet. Beyond it nothing is read until some are.
+pub const ASKED_BYTES_MAX: usize = 262_144;
+
+/// Bytes of an error's description; it is cut there, so that an error fits the smallest frame.
+pub const ERROR_TEXT_BYTES_MAX: usize = 384;
 
 /// Transfers that a peer may send in a session before our next flow (spec/amqp.md 2.2). More end
 /// the session.

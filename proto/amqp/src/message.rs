@@ -367,7 +367,7 @@ impl MessageWriter {
     /// Message annotations; keys are written as symbols. Without any there is no section.
     pub fn annotations<'k>(&mut self, pairs: impl IntoIterator<Item = (&'k str, Value<'k>)>) {
         self.section(0, |out| {
-            write_map(out, MESSAGE_ANNOTATIONS, Value::Symbol, pairs)
+            write_map(out, MESSAGE_ANNOTATIONS, Value::Symbol, pairs);
         });
     }
 
@@ -382,7 +382,7 @@ impl MessageWriter {
         pairs: impl IntoIterator<Item = (&'k str, Value<'k>)>,
     ) {
         self.section(2, |out| {
-            write_map(out, APPLICATION_PROPERTIES, Value::Str, pairs)
+            write_map(out, APPLICATION_PROPERTIES, Value::Str, pairs);
         });
     }
 

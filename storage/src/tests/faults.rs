@@ -209,6 +209,7 @@ async fn a_panic_of_the_writer_leaves_nobody_waiting() {
     fill(&store, &q, 2).await;
     store.faults().hold(true);
     store.faults().panic_next();
+    assert!(store.is_writing());
     let (mut first, mut second) = (Sender::new(), Sender::new());
     for sender in [&mut first, &mut second] {
         let batch = sender.batch(vec![message("dev", "m", &[(&q, None)])]);
@@ -224,7 +225,10 @@ async fn a_panic_of_the_writer_leaves_nobody_waiting() {
     assert!(matches!(settle.await.unwrap(), Err(StoreError::Closed)));
     let late = second.batch(vec![]);
     assert!(store.append(late).await.is_err());
+    let handle = store.clone();
     store.close().await.unwrap();
+    assert!(!handle.is_writing());
+    drop(handle);
     assert_eq!(
         queue(&open_at(&dir.path().join("edgeHub")), "q").length(),
         2

@@ -495,7 +495,10 @@ impl Frame {
     /// The value of a key in a map section (0x72 annotations, 0x74 application properties).
     #[must_use]
     pub fn entry(&self, section: u64, key: &str) -> Option<Value> {
-        let (_, _, value) = self.sections().into_iter().find(|(code, ..)| *code == section)?;
+        let (_, _, value) = self
+            .sections()
+            .into_iter()
+            .find(|(code, ..)| *code == section)?;
         let Value::Map(map) = value else { return None };
         map.into_iter().find_map(|(found, value)| {
             let found = match found {
@@ -566,7 +569,9 @@ fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
 fn length(bytes: &[u8]) -> usize {
     let width = |at: usize, size: usize| {
         let bytes = &bytes[at..at + size];
-        bytes.iter().fold(0, |sum, byte| (sum << 8) | usize::from(*byte))
+        bytes
+            .iter()
+            .fold(0, |sum, byte| (sum << 8) | usize::from(*byte))
     };
     match bytes[0] {
         0x00 => {
@@ -602,15 +607,26 @@ impl Amqp {
     /// The same with a client's own TLS.
     pub async fn connect_with(lab: &Lab, host: &str, connector: &TlsConnector) -> Self {
         let host = lab.host(host).expect("a host");
-        let tcp = TcpStream::connect((&*host.hostname, host.ports.amqps)).await;
-        let tcp = tcp.expect("the port is open");
-        tcp.set_nodelay(true).expect("a socket");
-        let name = ServerName::try_from(host.hostname.clone()).expect("a name");
-        let stream = connector.connect(name, tcp).await.expect("TLS");
-        Self {
-            stream,
+        let client = Self::try_connect(&host.hostname, host.ports.amqps, connector).await;
+        client.unwrap_or_else(|error| panic!("TLS with {}: {error}", host.hostname))
+    }
+
+    /// As [`Self::connect_with`], for a host that may not be there.
+    ///
+    /// # Errors
+    /// When TCP or TLS fails.
+    pub async fn try_connect(
+        host: &str,
+        port: u16,
+        connector: &TlsConnector,
+    ) -> std::io::Result<Self> {
+        let tcp = TcpStream::connect((host, port)).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from(host.to_owned()).expect("a name");
+        Ok(Self {
+            stream: connector.connect(name, tcp).await?,
             input: Vec::new(),
-        }
+        })
     }
 
     /// An open connection with one session on channel 0.
@@ -622,11 +638,7 @@ impl Amqp {
 
     /// Header, open and begin in one write, as C# does.
     pub async fn start(&mut self, idle_ms: Option<u32>) {
-        let bytes = [
-            AMQP.to_vec(),
-            frame(0, &open(idle_ms)),
-            frame(0, &begin()),
-        ];
+        let bytes = [AMQP.to_vec(), frame(0, &open(idle_ms)), frame(0, &begin())];
         self.send(&bytes.concat()).await;
         assert_eq!(self.header().await, AMQP);
         self.expect(code::OPEN).await;
@@ -663,9 +675,16 @@ impl Amqp {
 
     /// A protocol header.
     pub async fn header(&mut self) -> [u8; 8] {
-        assert!(self.fill(8).await, "closed instead of a header");
+        self.try_header().await.expect("a header, not a close")
+    }
+
+    /// A protocol header. None when the connection ends.
+    pub async fn try_header(&mut self) -> Option<[u8; 8]> {
+        if !self.fill(8).await {
+            return None;
+        }
         let header: Vec<u8> = self.input.drain(..8).collect();
-        header.try_into().expect("eight bytes")
+        Some(header.try_into().expect("eight bytes"))
     }
 
     /// The next frame as it is: type and body. None when the connection ends.
@@ -724,6 +743,22 @@ impl Amqp {
         }
     }
 
+    /// Waits for a frame of each of two kinds, in any order. The one of the first kind.
+    pub async fn next_of_two(&mut self, one: u64, other: u64) -> Frame {
+        let mut frames = Vec::new();
+        while frames.len() < 2 {
+            let frame = self.next().await;
+            if frame.code != code::FLOW {
+                assert!([one, other].contains(&frame.code), "{frame:?}");
+                frames.push(frame);
+            }
+        }
+        frames.sort_by_key(|frame| frame.code != one);
+        let codes: Vec<u64> = frames.iter().map(|frame| frame.code).collect();
+        assert_eq!(codes, [one, other]);
+        frames.swap_remove(0)
+    }
+
     /// Reads until the connection ends; the condition with which it was closed.
     pub async fn until_closed(&mut self) -> Option<String> {
         let mut condition = None;
@@ -733,6 +768,19 @@ impl Amqp {
             }
         }
         condition
+    }
+
+    /// Whether the other side has ended the connection; looks for a moment only.
+    pub async fn is_closed(&mut self) -> bool {
+        let mut buffer = vec![0; 65_536];
+        let look = Duration::from_millis(50);
+        loop {
+            match tokio::time::timeout(look, self.stream.read(&mut buffer)).await {
+                Err(_) => return false,
+                Ok(Ok(0) | Err(_)) => return true,
+                Ok(Ok(read)) => self.input.extend_from_slice(&buffer[..read]),
+            }
+        }
     }
 
     /// Whether nothing arrives for a while beside flows.
@@ -773,8 +821,11 @@ impl Amqp {
         assert_eq!(*attached.field(6), Value::Null, "no target");
         let detach = self.expect(code::DETACH).await;
         assert_eq!(*detach.field(1), Value::Bool(true), "closed");
-        self.say(&described(code::DETACH, &list(&[uint(link.handle), boolean(true)])))
-            .await;
+        self.say(&described(
+            code::DETACH,
+            &list(&[uint(link.handle), boolean(true)]),
+        ))
+        .await;
         detach.condition(2).expect("a condition")
     }
 

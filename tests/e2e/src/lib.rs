@@ -16,12 +16,15 @@
 
 pub mod agent;
 pub mod amqp;
+pub mod amqp_sender;
 pub mod bystander;
+pub mod crash;
 pub mod https;
 pub mod matrix;
 pub mod mqtt;
 pub mod packets;
 pub mod program;
+pub mod proton;
 pub mod python;
 pub mod registry;
 pub mod service;

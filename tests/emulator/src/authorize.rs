@@ -119,7 +119,7 @@ pub(crate) fn token(hub: &Hub, credential: &str) -> Result<(Signer, u64), Refusa
             let known = identities
                 .iter()
                 .find(|identity| devices.contains(identity));
-            let identity = known.or(identities.first()).ok_or_else(|| {
+            let identity = known.or_else(|| identities.first()).ok_or_else(|| {
                 let audience = audiences.first().map(|audience| audience.join("/"));
                 Refusal::Audience(audience.unwrap_or_default())
             })?;

@@ -1,9 +1,11 @@
-//! An IoT Hub in one process, for tests: MQTT device side with telemetry, twins, direct methods
-//! and cloud-to-device messages, identity registry, scope calls, twins and methods of the service
-//! side, and a ledger of everything that devices sent (spec/upstream.md Part B).
+//! An IoT Hub in one process, for tests: device side over MQTT and AMQP with telemetry, twins,
+//! direct methods and cloud-to-device messages, service side over HTTPS and AMQP with registry,
+//! queries, scope calls, methods, messages and feedback, and a ledger of everything that devices
+//! sent, which Event Hubs clients read (spec/upstream.md Part B).
 //!
-//! Its semantics share no code with our hub, because a shared mistake would be invisible: this
-//! crate depends on none of ours, and its MQTT codec is another one. It is strict on request:
+//! Its semantics share no code with our hub, because a shared mistake would be invisible. Of ours
+//! it has the engine of AMQP and the framing of WebSockets, which know nothing of IoT Hub; its MQTT
+//! codec is another one, and other AMQP clients judge the engine. It is strict on request:
 //! whatever is not documented for IoT Hub is refused, with a log line that says why.
 //!
 //! Not here yet: X.509, jobs and automatic configurations.

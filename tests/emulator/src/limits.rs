@@ -144,6 +144,9 @@ pub(crate) const FEEDBACK_BATCH_MAX: usize = 64;
 /// Tokens of one AMQP connection, by name; one more is answered 403 (spec/upstream.md B5).
 pub(crate) const TOKENS_MAX: usize = 999;
 
+/// The idle time-out that AMQP clients are told (spec/upstream.md B5).
+pub(crate) const IDLE_ADVERTISED: Duration = Duration::from_secs(240);
+
 /// Answers that wait for the credit of one AMQP link; one more detaches the link.
 pub(crate) const ANSWERS_MAX: usize = 2_000;
 

@@ -1,7 +1,6 @@
 //! `lab.json`: what a running lab tells its users. A public contract; see the README.
 //!
-//! It is replaced as a whole (written beside and renamed), so a reader sees the old or the new one.
-//! Fields of protocols that do not exist yet are null.
+//! It is replaced as a whole (written beside and renamed): a reader sees the old or the new one.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -131,7 +130,7 @@ impl LabJson {
 mod tests {
     use super::*;
 
-    /// Field for field the example of the contract, with the protocols that exist today.
+    /// Field for field the example of the contract.
     const GOLDEN: &str = r#"{
   "ca_file": "/state/root-ca.pem",
   "hub": {
@@ -139,11 +138,11 @@ mod tests {
     "hostname": "hub.lab40.example",
     "address": "127.0.40.1",
     "mqtts": 8883,
-    "amqps": null,
+    "amqps": 5671,
     "https": 443,
     "control": "http://127.0.40.1:9090",
     "service_connection_string": "HostName=hub.lab40.example;SharedAccessKeyName=iothubowner;SharedAccessKey=a2V5",
-    "eventhub_connection_string": null,
+    "eventhub_connection_string": "Endpoint=sb://hub.lab40.example/;SharedAccessKeyName=iothubowner;SharedAccessKey=a2V5;EntityPath=hub-events",
     "pid": 1,
     "log": "/state/hub/log"
   },
@@ -155,7 +154,7 @@ mod tests {
       "hostname": "edge1.lab40.example",
       "address": "127.0.40.2",
       "mqtts": 8883,
-      "amqps": null,
+      "amqps": 5671,
       "https": 443,
       "metrics": 9600,
       "storage": "/state/edge1/storage",

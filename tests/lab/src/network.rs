@@ -28,7 +28,7 @@ const MEETING_POINT: &str = "/tmp/edgehub-lab";
 pub struct Ports {
     /// MQTT over TLS.
     pub mqtts: u16,
-    /// AMQP over TLS; reserved here, served once the AMQP issue is done.
+    /// AMQP over TLS.
     pub amqps: u16,
     /// HTTPS: 443, or 8443 where this user may not bind 443.
     pub https: u16,

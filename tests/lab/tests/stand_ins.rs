@@ -264,6 +264,13 @@ async fn any_identity_can_be_registered_anywhere() {
     let json = lab.lab_json().unwrap();
     assert_eq!(json.hub.pid, None);
     assert!(json.layers.iter().all(|layer| layer.pid.is_none()));
+    assert!(json.layers.iter().all(|layer| layer.amqps.is_some()));
+    let events = json.hub.eventhub_connection_string.unwrap();
+    let endpoint = format!("Endpoint=sb://{}/;", json.hub.hostname);
+    assert!(events.starts_with(&endpoint), "{events}");
+    let label = json.hub.hostname.split('.').next().unwrap();
+    let path = format!(";EntityPath={label}-events");
+    assert!(events.ends_with(&path), "{events}");
     let ids: Vec<_> = json
         .identities
         .iter()

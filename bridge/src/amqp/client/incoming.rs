@@ -21,6 +21,9 @@ use crate::limits;
 /// Smallest `max-frame-size` that the standard admits.
 const FRAME_BYTES_MIN: u32 = 512;
 
+/// A peer that gives up after less than twice this cannot be pleased.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(250);
+
 /// What a frame of a session does to it, beyond what it says.
 enum Fate {
     GoOn,
@@ -69,7 +72,7 @@ impl Client {
         self.heartbeat = open
             .idle_time_out
             .filter(|ms| *ms > 0)
-            .map(|ms| Duration::from_millis(u64::from(ms)) / 2);
+            .map(|ms| (Duration::from_millis(u64::from(ms)) / 2).max(HEARTBEAT_MIN));
         let channels = open.channel_max.0.min(limits::AMQP_CHANNEL_MAX);
         self.sessions_max = usize::from(channels) + 1;
         self.state = State::Open;
@@ -103,9 +106,9 @@ impl Client {
             return Ok(());
         }
         let fate = match performative {
-            Performative::Attach(attach) => self.attached(ours, attach.attach),
+            Performative::Attach(attach) => self.attached(ours, &attach.attach),
             Performative::Flow(flow) => self.flowed(ours, &flow),
-            Performative::Transfer(transfer) => self.transferred(ours, transfer, payload)?,
+            Performative::Transfer(transfer) => self.transferred(ours, &transfer, payload)?,
             Performative::Disposition(disposition) => self.disposed(ours, &disposition),
             Performative::Detach(detach) => self.detached(ours, detach),
             other => return Err(format!("unexpected {}", name(&other))),
@@ -170,7 +173,6 @@ impl Client {
         session.links.clear();
         session.remote_handles.clear();
         session.unsettled.clear();
-        session.arrived.clear();
         session.pending = None;
         let error = ErrorInfo {
             condition: condition.into(),
@@ -186,7 +188,7 @@ impl Client {
         });
     }
 
-    fn attached(&mut self, ours: u16, attach: Attach) -> Fate {
+    fn attached(&mut self, ours: u16, attach: &Attach) -> Fate {
         let Some(session) = self.at(ours) else {
             return Fate::GoOn;
         };
@@ -281,7 +283,7 @@ impl Client {
     fn transferred(
         &mut self,
         ours: u16,
-        transfer: Transfer,
+        transfer: &Transfer,
         payload: Bytes,
     ) -> Result<Fate, String> {
         let Some(session) = self.at(ours) else {
@@ -337,11 +339,7 @@ impl Client {
             return Fate::GoOn;
         };
         if disposition.role == Role::Sender {
-            if disposition.settled {
-                session
-                    .arrived
-                    .retain(|(number, _)| !is_within(*number, first, last));
-            }
+            // It settles what we have settled: there is nothing that we would wait for.
             return Fate::GoOn;
         }
         let outcome = match &disposition.state {
@@ -433,7 +431,7 @@ enum Taken {
 }
 
 /// One transfer of a delivery to us.
-fn take_transfer(session: &mut Session, handle: u32, transfer: Transfer, payload: Bytes) -> Taken {
+fn take_transfer(session: &mut Session, handle: u32, transfer: &Transfer, payload: Bytes) -> Taken {
     let Some(key) = session.key_of(handle) else {
         return Taken::Nothing;
     };

@@ -67,7 +67,6 @@ impl Client {
         session.links.clear();
         session.remote_handles.clear();
         session.unsettled.clear();
-        session.arrived.clear();
         session.pending = None;
         frames::sure(&mut self.output, key.channel, |out| {
             performative::encode_end(None, out);
@@ -205,15 +204,11 @@ impl Client {
         if found.state != LinkState::Attached {
             return;
         }
-        let second = found.second;
-        if second {
-            session.arrived.push_back((number, link.handle));
-        }
         let disposition = Disposition {
             role: Role::Receiver,
             first: number,
             last: None,
-            settled: !second,
+            settled: !found.second,
             state: Some(DeliveryState::Outcome(outcome)),
             batchable: false,
         };
@@ -239,13 +234,6 @@ impl Client {
         if credit > found.credit {
             self.grant(link.session.channel, link.handle);
         }
-    }
-
-    /// Deliveries sent in the session that are not settled.
-    #[cfg(test)]
-    pub(crate) fn unsettled(&self, session: SessionKey) -> usize {
-        self.session(session)
-            .map_or(0, |session| session.unsettled.len())
     }
 
     /// Gives a link that we receive on its full credit.

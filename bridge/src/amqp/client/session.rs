@@ -91,8 +91,6 @@ pub(super) struct Session {
     pub(super) remote_handles: HashMap<u32, u32>,
     /// Sent and not settled, with the link's handle, in order.
     pub(super) unsettled: VecDeque<(u32, u32)>,
-    /// Received in mode second and not settled by the peer, with the link's handle.
-    pub(super) arrived: VecDeque<(u32, u32)>,
     pub(super) pending: Option<Pending>,
 }
 
@@ -110,7 +108,6 @@ impl Session {
             links: Vec::new(),
             remote_handles: HashMap::new(),
             unsettled: VecDeque::new(),
-            arrived: VecDeque::new(),
             pending: None,
         }
     }
@@ -158,7 +155,6 @@ impl Session {
 
     pub(super) fn forget_deliveries(&mut self, handle: u32) {
         self.unsettled.retain(|(_, of)| *of != handle);
-        self.arrived.retain(|(_, of)| *of != handle);
         if self
             .pending
             .as_ref()

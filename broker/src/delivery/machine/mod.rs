@@ -1,4 +1,5 @@
-//! Which message goes to a module next, and which ones are done. No clock, no store, no socket.
+//! Which message goes to a module next, and which ones are done. No clock, no store, no socket: it
+//! is told the time.
 //!
 //! [`Machine`] is driven by [`super::pump`]: it names the queue to be read next, takes what was
 //! read, makes batches of deliveries, and takes settlements. `Q` is whatever the driver needs to
@@ -18,6 +19,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use edgehub_proto::identity::Identity;
 use edgehub_storage::{Outcome, QueueId};
@@ -38,6 +40,10 @@ pub(super) struct Ended {
     /// None when the client has them.
     pub(super) dropped: Option<DropReason>,
     pub(super) count: u64,
+    /// How long ago they were read, as far as that is known.
+    pub(super) since_read: Option<Duration>,
+    /// How long ago they were sent last.
+    pub(super) since_sent: Option<Duration>,
 }
 
 /// The deliveries of one module.
@@ -50,6 +56,8 @@ pub(super) struct Machine<Q> {
     inputs: Vec<Input>,
     /// Who is asked first.
     turn: usize,
+    /// The time as it was told last; for durations only.
+    now: Option<Instant>,
     out: usize,
     out_bytes: usize,
     client: Client,
@@ -94,6 +102,7 @@ impl<Q> Machine<Q> {
             streams: Vec::new(),
             inputs: Vec::new(),
             turn: 0,
+            now: None,
             out: 0,
             out_bytes: 0,
             client: Client::Away,
@@ -105,6 +114,11 @@ impl<Q> Machine<Q> {
             wants_barrier: false,
             gone: HashMap::new(),
         }
+    }
+
+    /// It is this late.
+    pub(super) fn at(&mut self, now: Instant) {
+        self.now = Some(now);
     }
 
     /// Replaces the set of queues. What is out of a queue that goes may still be settled.
@@ -322,12 +336,15 @@ impl<Q> Machine<Q> {
         let Some(Source { id, input, .. }) = self.streams.get(stream).map(|s| &s.source) else {
             return;
         };
+        let ago = |at: Option<Instant>| Some(self.now?.saturating_duration_since(at?));
+        let (since_read, since_sent) = (ago(item.read_at), ago(item.sent_at));
         if let Some(last) = self.ended.last_mut()
             && Arc::ptr_eq(&last.input, input)
             && last.priority == id.priority
             && last.dropped == dropped
             && last.sender == item.sender
             && last.output == item.output()
+            && (last.since_read, last.since_sent) == (since_read, since_sent)
         {
             last.count += 1;
             return;
@@ -339,6 +356,8 @@ impl<Q> Machine<Q> {
             output: item.output().to_owned(),
             dropped,
             count: 1,
+            since_read,
+            since_sent,
         });
     }
 

@@ -33,7 +33,7 @@ impl<Q> Machine<Q> {
         if let Some(stream) = self.streams.get_mut(stream) {
             // No progress, and nobody says why: not again at once.
             stream.stalled = batch.next <= stream.cursor;
-            stream.fill(batch);
+            stream.fill(batch, self.now);
         }
     }
 
@@ -155,6 +155,7 @@ impl<Q> Machine<Q> {
             return None;
         };
         item.number = stream.number(item.offset, &mut self.next_shared);
+        item.sent_at = self.now;
         let delivery = Delivery {
             token: DeliveryToken {
                 stream: stream.source.slot,

@@ -79,6 +79,10 @@ async fn readiness_says_what_is_missing() {
     assert_eq!((answer.status, answer.body.as_str()), (200, "ready"));
     drop(readiness);
     assert_eq!(ask("/readyz").await.status, 200);
+    test.hub.store().clone().close().await.unwrap();
+    let answer = ask("/healthz").await;
+    assert_eq!(answer.status, 503, "nothing is stored any more");
+    assert!(answer.body.contains("restarted"), "{}", answer.body);
 }
 
 #[tokio::test]

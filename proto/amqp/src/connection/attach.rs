@@ -1,5 +1,7 @@
 //! What a peer says about a link that it wants.
 
+use std::sync::Arc;
+
 use fe2o3_amqp_types::definitions::{ReceiverSettleMode, Role, SenderSettleMode};
 use fe2o3_amqp_types::messaging::{Source, Target, TargetArchetype};
 use fe2o3_amqp_types::performatives::Attach as Frame;
@@ -9,19 +11,26 @@ use serde_amqp::primitives::Symbol;
 use super::event::LinkTerms;
 use crate::performative::AttachFrame;
 
-/// An attach of the peer.
+/// An attach of the peer. Copies share what it says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attach {
-    frame: Frame,
+    frame: Arc<Frame>,
     coordinator: bool,
+    bytes: usize,
 }
 
 impl Attach {
-    pub(super) fn new(frame: AttachFrame) -> Self {
+    /// `bytes` is the size of its frame.
+    pub(super) fn new(frame: AttachFrame, bytes: usize) -> Self {
         Self {
-            frame: frame.attach,
+            frame: Arc::new(frame.attach),
             coordinator: frame.coordinator,
+            bytes,
         }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The link's name.

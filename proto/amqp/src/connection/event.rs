@@ -149,7 +149,7 @@ pub enum Event {
     },
     /// A delivery arrived.
     Delivery(Incoming),
-    /// The credit of a link that we send on has changed.
+    /// The credit of a link that we send on has changed, or its session's window has room again.
     Credit {
         /// The link.
         link: LinkId,
@@ -193,6 +193,9 @@ pub struct LinkTerms {
     pub max_message_size: Option<u64>,
     /// Credit, on a link that we receive on.
     pub credit: u32,
+    /// On a link that we send on: deliveries that are larger than the peer says it takes are sent
+    /// all the same, for peers that say less than they take.
+    pub exceeds_max_message_size: bool,
 }
 
 /// A delivery to send.

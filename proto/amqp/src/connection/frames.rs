@@ -1,6 +1,6 @@
 //! Frames of an open connection: what each performative does (part 2, 2.7).
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use fe2o3_amqp_types::definitions::{Handle, Role};
 use fe2o3_amqp_types::performatives::{Begin, Detach};
 
@@ -11,7 +11,7 @@ use super::opening::body;
 use super::session::Session;
 use super::{Connection, State, condition};
 use crate::frame::{FRAMING_ERROR, FrameHeader, FrameLimits, FrameType};
-use crate::limits::NAME_BYTES_MAX;
+use crate::limits::{NAME_BYTES_MAX, REFUSED_LINKS_MAX};
 use crate::performative::{self, AttachFrame, ErrorInfo, Flow, Performative};
 
 impl Connection {
@@ -42,13 +42,17 @@ impl Connection {
             return true;
         }
         match performative::decode(&body(&frame, header)) {
-            Ok((performative, payload)) => self.dispatch(channel, performative, payload),
+            Ok((performative, payload)) => {
+                let bytes = size.saturating_sub(payload.len());
+                self.dispatch(channel, performative, payload, bytes);
+            }
             Err(error) => self.fault(condition::DECODE_ERROR, error.to_string()),
         }
         true
     }
 
-    fn dispatch(&mut self, channel: u16, performative: Performative, payload: bytes::Bytes) {
+    /// `bytes` is the size of the frame without its payload.
+    fn dispatch(&mut self, channel: u16, performative: Performative, payload: Bytes, bytes: usize) {
         match self.state {
             State::Open => {
                 return match performative {
@@ -73,7 +77,7 @@ impl Connection {
                 self.end(CloseCause::Peer(close.error.map(ErrorInfo::from)));
             }
             Performative::Begin(begin) => self.take_begin(channel, &begin),
-            other => self.dispatch_session(channel, other, payload),
+            other => self.dispatch_session(channel, other, payload, bytes),
         }
     }
 
@@ -81,7 +85,8 @@ impl Connection {
         &mut self,
         channel: u16,
         performative: Performative,
-        payload: bytes::Bytes,
+        payload: Bytes,
+        bytes: usize,
     ) {
         let Some(session) = self.sessions.get(&channel) else {
             return match performative {
@@ -100,7 +105,7 @@ impl Connection {
             return;
         }
         match performative {
-            Performative::Attach(frame) => self.take_attach(channel, *frame),
+            Performative::Attach(frame) => self.take_attach(channel, *frame, bytes),
             Performative::Flow(flow) => self.take_flow(channel, &flow),
             Performative::Transfer(transfer) => self.take_transfer(channel, transfer, payload),
             Performative::Disposition(disposition) => {
@@ -153,8 +158,8 @@ impl Connection {
         let full = self.sessions.len() >= self.config.sessions_max;
         session.ending = full;
         self.sessions.insert(channel, session);
-        self.performative(channel, |out| performative::encode_begin(&reply, out));
-        if full {
+        let begun = self.performative(channel, |out| performative::encode_begin(&reply, out));
+        if full && begun {
             let limit = self.config.sessions_max;
             let text = format!("a connection has at most {limit} sessions");
             let error = ErrorInfo::new(condition::RESOURCE_LIMIT, text);
@@ -162,8 +167,8 @@ impl Connection {
         }
     }
 
-    fn take_attach(&mut self, channel: u16, frame: AttachFrame) {
-        let attach = Attach::new(frame);
+    fn take_attach(&mut self, channel: u16, frame: AttachFrame, bytes: usize) {
+        let attach = Attach::new(frame, bytes);
         let handle = attach.handle();
         if handle > self.config.handle_max {
             let text = format!("handle {handle} is above {}", self.config.handle_max);
@@ -179,6 +184,15 @@ impl Connection {
         if session.links.contains_key(&handle) {
             let text = format!("handle {handle} is in use");
             return self.fail_session(channel, condition::HANDLE_IN_USE, &text);
+        }
+        if session.has_name(attach.peer_sends(), attach.name()) {
+            // As the reference does (spec/amqp.md 2.4).
+            let text = "the session has a link of this name";
+            return self.fail_session(channel, condition::RESOURCE_LOCKED, text);
+        }
+        if self.links >= self.config.links_max.saturating_add(REFUSED_LINKS_MAX) {
+            let text = "too many links were refused and are not detached";
+            return self.fault(condition::RESOURCE_LIMIT, text);
         }
         self.generation += 1;
         let id = LinkId {
@@ -197,15 +211,18 @@ impl Connection {
                 ..Sending::default()
             })
         };
-        session.links.insert(
+        session.add_link(
             handle,
             Link {
                 generation: self.generation,
-                phase: Phase::Asked(Box::new(attach.clone())),
+                name: attach.name().into(),
+                has_name: true,
+                phase: Phase::Asked(attach.clone()),
                 direction,
             },
         );
         self.links += 1;
+        self.asked_bytes += bytes;
         if self.links > self.config.links_max {
             let text = format!("a connection has at most {} links", self.config.links_max);
             return self.refuse(id, &ErrorInfo::new(condition::RESOURCE_LIMIT, text));
@@ -239,13 +256,15 @@ impl Connection {
         self.flush_session(channel);
         if let Some(refusal) = refusal {
             // It is attached on paper, so that it can be detached.
-            self.performative(channel, |out| performative::encode_attach(&refusal, out));
+            if !self.performative(channel, |out| performative::encode_attach(&refusal, out)) {
+                return;
+            }
         }
         self.remove_link(id, detach.error.map(ErrorInfo::from));
         if !answered {
-            let closed = detach.closed;
+            // Closed whatever the peer said: nothing is kept to come back to (spec/amqp.md 2.5).
             self.frame(channel, |out| {
-                performative::encode_detach(handle, closed, None, out);
+                performative::encode_detach(handle, true, None, out);
             });
         }
     }
@@ -257,9 +276,13 @@ impl Connection {
         // Part 2, 2.5.6. A peer that has not seen our begin counts from its beginning.
         let seen = flow.next_incoming_id.unwrap_or(1);
         let ahead = session.next_outgoing_id.wrapping_sub(seen);
+        let was_full = !session.has_room();
         session.remote_incoming_window = flow.incoming_window.saturating_sub(ahead);
         session.next_incoming_id = flow.next_outgoing_id;
-        self.stir(channel);
+        if was_full {
+            self.flush_waiting(channel);
+            self.reopen(channel);
+        }
         let Some(handle) = flow.handle else {
             if flow.echo {
                 self.session_flow(channel, false);
@@ -285,20 +308,24 @@ impl Connection {
         if matches!(link.phase, Phase::Detaching) {
             return;
         }
+        let is_attached = matches!(link.phase, Phase::Attached);
         let echo = match &mut link.direction {
             Direction::Sending(sending) => {
                 let credit = flow.link_credit.unwrap_or(0);
                 let changed = sending.flow(flow.delivery_count, credit, flow.drain);
-                let credit = sending.credit;
+                if !is_attached {
+                    // Told, and answered, when it is accepted.
+                    sending.echo |= flow.echo;
+                    return;
+                }
                 if changed || flow.drain {
                     self.events.push_back(Event::Credit {
                         link: id,
-                        credit,
+                        credit: sending.credit,
                         drain: flow.drain,
                     });
                 }
                 flow.echo
-                    .then_some((sending.delivery_count, sending.credit))
             }
             Direction::Receiving(receiving) => {
                 // The sender has used credit up without sending (drain).
@@ -310,19 +337,79 @@ impl Connection {
                     }
                 }
                 receiving.flow_due |= flow.echo;
-                None
+                session.list(handle);
+                self.stir(channel);
+                false
             }
         };
-        if let Some((delivery_count, credit)) = echo {
-            let answer = Flow {
-                handle: Some(handle),
-                delivery_count: Some(delivery_count),
-                link_credit: Some(credit),
-                available: Some(0),
-                drain: flow.drain,
-                ..self.session_terms(channel)
+        if echo {
+            self.sender_flow(id);
+        }
+    }
+
+    /// Tells the peer where a link that we send on stands.
+    pub(super) fn sender_flow(&mut self, id: LinkId) {
+        let Some(session) = self.sessions.get_mut(&id.channel) else {
+            return;
+        };
+        let Some(sending) = session.sending(id) else {
+            return;
+        };
+        let (delivery_count, credit) = (sending.delivery_count, sending.credit);
+        let drain = sending.drain;
+        let flow = Flow {
+            handle: Some(id.handle),
+            delivery_count: Some(delivery_count),
+            link_credit: Some(credit),
+            available: Some(0),
+            drain,
+            ..self.session_terms(id.channel)
+        };
+        self.frame(id.channel, |out| performative::encode_flow(&flow, out));
+    }
+
+    /// The peer's window may have room again: its links can go on, which they are told once all
+    /// that arrived is worked off.
+    fn reopen(&mut self, channel: u16) {
+        if let Some(session) = self.sessions.get_mut(&channel)
+            && session.has_room()
+            && !std::mem::replace(&mut session.is_reopened, true)
+        {
+            self.reopened.push(channel);
+        }
+    }
+
+    /// Tells the links of sessions whose windows have room again.
+    pub(super) fn tell_reopened(&mut self) {
+        for channel in std::mem::take(&mut self.reopened) {
+            let Some(session) = self.sessions.get_mut(&channel) else {
+                continue;
             };
-            self.frame(channel, |out| performative::encode_flow(&answer, out));
+            session.is_reopened = false;
+            let mut open: Vec<_> = session
+                .links
+                .iter()
+                .filter_map(|(handle, link)| match (&link.phase, &link.direction) {
+                    (Phase::Attached, Direction::Sending(sending)) if sending.credit > 0 => {
+                        let generation = link.generation;
+                        Some((*handle, generation, sending.credit, sending.drain))
+                    }
+                    _ => None,
+                })
+                .collect();
+            open.sort_unstable();
+            for (handle, generation, credit, drain) in open {
+                let link = LinkId {
+                    channel,
+                    handle,
+                    generation,
+                };
+                self.events.push_back(Event::Credit {
+                    link,
+                    credit,
+                    drain,
+                });
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One link: its credit, and a delivery that has arrived in part.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use super::attach::Attach;
@@ -8,7 +10,7 @@ use super::attach::Attach;
 #[derive(Debug)]
 pub(super) enum Phase {
     /// The peer's attach was handed out and is not answered.
-    Asked(Box<Attach>),
+    Asked(Attach),
     /// Both sides are attached.
     Attached,
     /// We detached; the peer's detach is awaited, what it sends meanwhile counts for nothing.
@@ -19,8 +21,19 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) generation: u64,
+    pub(super) name: Arc<str>,
+    /// It stands under its name: until it is detached by either side.
+    pub(super) has_name: bool,
     pub(super) phase: Phase,
     pub(super) direction: Direction,
+}
+
+impl Link {
+    /// What tells links of a session apart: each direction has names of its own (part 2, 2.6.1).
+    pub(super) fn key(&self) -> (bool, Arc<str>) {
+        let peer_sends = matches!(self.direction, Direction::Receiving(_));
+        (peer_sends, Arc::clone(&self.name))
+    }
 }
 
 /// What differs by who sends.
@@ -46,6 +59,8 @@ pub(super) struct Receiving {
     pub(super) partial: Option<Partial>,
     /// A flow is owed whatever the credit.
     pub(super) flow_due: bool,
+    /// It is among the links of its session whose credit is looked at with the next output.
+    pub(super) is_listed: bool,
 }
 
 /// A delivery of which not all frames have arrived.
@@ -68,8 +83,9 @@ impl Receiving {
             return None;
         }
         self.flow_due = false;
-        self.credit = full;
-        Some(full)
+        // Credit that was given is not taken back: deliveries that use it may be on their way.
+        self.credit = full.max(self.credit);
+        Some(self.credit)
     }
 
     /// A delivery is done with.
@@ -84,6 +100,8 @@ pub(super) struct Sending {
     pub(super) delivery_count: u32,
     pub(super) credit: u32,
     pub(super) drain: bool,
+    /// The peer asked for a flow before the link was accepted.
+    pub(super) echo: bool,
     pub(super) unsettled: u32,
     /// What the peer takes, bytes.
     pub(super) max_message_size: Option<u64>,

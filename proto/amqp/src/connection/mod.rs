@@ -27,12 +27,14 @@ mod opening;
 mod sending;
 mod session;
 mod transfers;
+mod verdict;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 pub use fe2o3_amqp_types::definitions::{ReceiverSettleMode, SenderSettleMode};
+use smallvec::SmallVec;
 
 pub use self::attach::Attach;
 pub use self::config::Config;
@@ -43,13 +45,14 @@ pub use self::event::{
 use self::link::{Direction, Link, Phase};
 use self::session::Session;
 use crate::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, FrameType};
-use crate::limits::{CLOSE_MAX_MS, SASL_FRAME_BYTES_MAX};
+use crate::limits::{ASKED_BYTES_MAX, CLOSE_MAX_MS, SASL_FRAME_BYTES_MAX};
 use crate::performative::{self, ErrorInfo, Flow, Outcome};
 use crate::sasl::Mechanism;
 
 /// Conditions of the standard that this engine says by itself.
 mod condition {
     pub(super) const DECODE_ERROR: &str = "amqp:decode-error";
+    pub(super) const FRAME_SIZE: &str = "amqp:frame-size-too-small";
     pub(super) const FORCED: &str = "amqp:connection:forced";
     pub(super) const HANDLE_IN_USE: &str = "amqp:session:handle-in-use";
     pub(super) const ILLEGAL_STATE: &str = "amqp:illegal-state";
@@ -59,6 +62,7 @@ mod condition {
     pub(super) const NOT_FOUND: &str = "amqp:not-found";
     pub(super) const NOT_IMPLEMENTED: &str = "amqp:not-implemented";
     pub(super) const RESOURCE_LIMIT: &str = "amqp:resource-limit-exceeded";
+    pub(super) const RESOURCE_LOCKED: &str = "amqp:resource-locked";
     pub(super) const TRANSFER_LIMIT: &str = "amqp:link:transfer-limit-exceeded";
     pub(super) const UNATTACHED_HANDLE: &str = "amqp:session:unattached-handle";
     pub(super) const WINDOW_VIOLATION: &str = "amqp:session:window-violation";
@@ -95,10 +99,16 @@ pub struct Connection {
     links: usize,
     generation: u64,
     partial_bytes: usize,
+    /// Bytes of deliveries that wait for windows of the peer.
+    waiting_bytes: usize,
+    /// Bytes of attaches that are not answered.
+    asked_bytes: usize,
     events: VecDeque<Event>,
     out: BytesMut,
     /// Sessions that owe dispositions or flows, or have frames that wait.
     stirred: Vec<u16>,
+    /// Sessions whose links are to be told that the peer's window has room again.
+    reopened: Vec<u16>,
     peer_frame_bytes_max: u32,
     opened_by: Instant,
     /// When bytes arrived last.
@@ -127,9 +137,12 @@ impl Connection {
             links: 0,
             generation: 0,
             partial_bytes: 0,
+            waiting_bytes: 0,
+            asked_bytes: 0,
             events: VecDeque::new(),
             out: BytesMut::new(),
             stirred: Vec::new(),
+            reopened: Vec::new(),
             peer_frame_bytes_max: crate::limits::MIN_MAX_FRAME_BYTES,
             opened_by,
             heard_at: now,
@@ -165,15 +178,20 @@ impl Connection {
         }
     }
 
-    /// Whether more bytes are wanted now. When not, stop reading: TCP holds the peer back.
+    /// Whether more bytes are wanted now. When not, stop reading: TCP holds the peer back. Not
+    /// while much is written and not taken, or much is asked and not answered.
     #[must_use]
     pub fn wants_input(&self) -> bool {
         !matches!(self.state, State::SaslDeciding(_) | State::Closed)
+            && self.asked_bytes < ASKED_BYTES_MAX
             && self.out.len() < self.config.output_bytes_max
     }
 
     /// The next event, if any.
     pub fn poll(&mut self) -> Option<Event> {
+        if self.events.is_empty() {
+            self.tell_reopened();
+        }
         self.events.pop_front()
     }
 
@@ -266,61 +284,16 @@ impl Connection {
         match self.state {
             State::Opened => {
                 self.flush();
-                self.close_frame(error.as_ref());
+                match error {
+                    Some(error) => self.close_frame(Some(&error)),
+                    None => self.close_frame(None),
+                }
                 self.state = State::Closing;
                 self.closing_until = Some(self.now + Duration::from_millis(CLOSE_MAX_MS));
             }
             State::Closing | State::Closed => {}
             _ => self.end(CloseCause::Ours),
         }
-    }
-
-    /// Accepts a link that the peer wants.
-    pub fn accept(&mut self, id: LinkId, terms: &LinkTerms) {
-        let Some(link) = self.link(id) else { return };
-        let Phase::Asked(attach) = &link.phase else {
-            return;
-        };
-        let reply = attach.reply(terms);
-        link.phase = Phase::Attached;
-        if let Direction::Receiving(receiving) = &mut link.direction {
-            receiving.max_message_size = terms.max_message_size.filter(|size| *size > 0);
-            receiving.target = terms.credit;
-            receiving.flow_due = terms.credit > 0;
-            self.stir(id.channel);
-        }
-        self.performative(id.channel, |out| performative::encode_attach(&reply, out));
-        self.flush_session(id.channel);
-    }
-
-    /// Refuses a link that the peer wants (part 2, 2.6.3).
-    pub fn refuse(&mut self, id: LinkId, error: &ErrorInfo) {
-        let Some(link) = self.link(id) else { return };
-        let Phase::Asked(attach) = &link.phase else {
-            return;
-        };
-        let reply = attach.refusal();
-        link.phase = Phase::Detaching;
-        self.performative(id.channel, |out| performative::encode_attach(&reply, out));
-        self.frame(id.channel, |out| {
-            performative::encode_detach(id.handle, true, Some(error), out);
-        });
-    }
-
-    /// Detaches a link that was accepted. What is unsettled on it is forgotten; its last
-    /// dispositions leave first. No [`Event::Detached`] follows.
-    pub fn detach(&mut self, id: LinkId, error: Option<&ErrorInfo>) {
-        if !self
-            .link(id)
-            .is_some_and(|link| matches!(link.phase, Phase::Attached))
-        {
-            return;
-        }
-        self.flush_session(id.channel);
-        self.give_up(id);
-        self.frame(id.channel, |out| {
-            performative::encode_detach(id.handle, true, error, out);
-        });
     }
 
     /// Settles a delivery that arrived: its outcome leaves with the next output, and its credit
@@ -337,7 +310,13 @@ impl Connection {
         if !received.settled {
             session.settle_received(received.delivery_id, outcome);
         }
-        self.stir(id.channel);
+        self.list(id);
+    }
+
+    /// What is owed in the link's session goes before what is sent next: for a node whose peers
+    /// expect a request to be settled before it is answered. Otherwise it leaves with the output.
+    pub fn settle_first(&mut self, id: LinkId) {
+        self.flush_session(id.channel);
     }
 
     /// What the credit of a link is topped up to, counting deliveries that are not settled. Zero
@@ -351,12 +330,24 @@ impl Connection {
         };
         if receiving.target != credit {
             receiving.target = credit;
-            self.stir(id.channel);
+            self.list(id);
         }
     }
 
+    /// A link of an open connection: behind our close nothing is said any more.
     fn link(&mut self, id: LinkId) -> Option<&mut Link> {
+        if self.state != State::Opened {
+            return None;
+        }
         self.sessions.get_mut(&id.channel)?.link(id)
+    }
+
+    /// The credit of a link is looked at with the next output.
+    fn list(&mut self, id: LinkId) {
+        if let Some(session) = self.sessions.get_mut(&id.channel) {
+            session.list(id.handle);
+        }
+        self.stir(id.channel);
     }
 
     /// The session has something that leaves with the next output.
@@ -373,7 +364,9 @@ impl Connection {
         let Some(session) = self.sessions.get_mut(&id.channel) else {
             return;
         };
-        session.forget_unsettled(id);
+        let waited = session.forget_unsettled(id);
+        session.free_name(id);
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(waited);
         if let Some(link) = session.link(id) {
             link.phase = Phase::Detaching;
             if let Direction::Receiving(receiving) = &mut link.direction {
@@ -424,13 +417,17 @@ impl Connection {
         let Some(session) = self.sessions.get_mut(&channel) else {
             return;
         };
-        let mut due = Vec::new();
-        for (handle, link) in &mut session.links {
-            if let (Phase::Attached, Direction::Receiving(receiving)) =
-                (&link.phase, &mut link.direction)
-                && let Some(credit) = receiving.top_up()
+        let mut due = SmallVec::<[_; 4]>::new();
+        for handle in session.due.drain(..) {
+            if let Some(link) = session.links.get_mut(&handle)
+                && let Direction::Receiving(receiving) = &mut link.direction
             {
-                due.push((*handle, receiving.delivery_count, credit));
+                receiving.is_listed = false;
+                if matches!(link.phase, Phase::Attached)
+                    && let Some(credit) = receiving.top_up()
+                {
+                    due.push((handle, receiving.delivery_count, credit));
+                }
             }
         }
         if due.is_empty() {
@@ -478,8 +475,11 @@ impl Connection {
 
     /// Closes the connection because of what the peer did.
     fn fault(&mut self, condition: &'static str, description: impl Into<String>) {
-        if matches!(self.state, State::Closed) {
-            return;
+        match self.state {
+            State::Closed => return,
+            // The close has left already.
+            State::Closing => return self.end(CloseCause::Ours),
+            _ => {}
         }
         let error = ErrorInfo::new(condition, description);
         if self.state == State::Open {
@@ -494,7 +494,7 @@ impl Connection {
     fn fail_session(&mut self, channel: u16, condition: &'static str, description: &str) {
         let error = ErrorInfo::new(condition, description);
         self.frame(channel, |out| performative::encode_end(Some(&error), out));
-        self.drop_links(channel, None);
+        self.drop_links(channel, Some(&error));
         if let Some(session) = self.sessions.get_mut(&channel) {
             session.ending = true;
         }
@@ -539,10 +539,14 @@ impl Connection {
         let Some(session) = self.sessions.get_mut(&id.channel) else {
             return;
         };
-        let Some(link) = session.remove_link(id) else {
+        let Some((link, waited)) = session.remove_link(id) else {
             return;
         };
         self.links = self.links.saturating_sub(1);
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(waited);
+        if let Phase::Asked(attach) = &link.phase {
+            self.asked_bytes = self.asked_bytes.saturating_sub(attach.bytes());
+        }
         if let Direction::Receiving(receiving) = link.direction
             && let Some(partial) = receiving.partial
         {
@@ -582,21 +586,27 @@ impl Connection {
         append(&mut self.out, FrameType::Amqp { channel }, body);
     }
 
-    /// Appends an AMQP frame whose performative a library writes.
+    /// Appends an AMQP frame whose performative a library writes. Whether the connection goes on.
     fn performative(
         &mut self,
         channel: u16,
         write: impl FnOnce(&mut BytesMut) -> Result<(), performative::EncodeError>,
-    ) {
+    ) -> bool {
         let mut body = BytesMut::new();
-        match write(&mut body) {
-            Ok(()) => self.frame(channel, |out| out.extend_from_slice(&body)),
+        if let Err(error) = write(&mut body) {
             // What came in can be written again: it takes a fault of the library to get here.
-            Err(error) => self.end(CloseCause::Fault(ErrorInfo::new(
-                condition::NOT_IMPLEMENTED,
-                error.to_string(),
-            ))),
+            let error = ErrorInfo::new(condition::NOT_IMPLEMENTED, error.to_string());
+            self.end(CloseCause::Fault(error));
+            return false;
         }
+        let max = self.peer_frame_bytes_max;
+        if self.state == State::Opened && body.len() + FRAME_HEADER_BYTES > max as usize {
+            let text = format!("the answer does not fit a frame of {max} bytes");
+            self.fault(condition::FRAME_SIZE, text);
+            return false;
+        }
+        self.frame(channel, |out| out.extend_from_slice(&body));
+        true
     }
 }
 
@@ -618,6 +628,14 @@ fn append(out: &mut BytesMut, frame_type: FrameType, body: impl FnOnce(&mut Byte
     }
 }
 
+#[cfg(test)]
+mod edge_tests;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod opening_tests;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]

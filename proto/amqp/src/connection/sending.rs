@@ -17,7 +17,7 @@ impl Connection {
     #[must_use]
     pub fn can_send(&self, id: LinkId) -> bool {
         self.state == State::Opened
-            && self.out.len() < self.config.output_bytes_max
+            && self.out.len() + self.waiting_bytes < self.config.output_bytes_max
             && self
                 .sessions
                 .get(&id.channel)
@@ -51,6 +51,7 @@ impl Connection {
             sending.unsettled += 1;
         }
         let delivery_id = session.new_delivery(id, delivery.settled);
+        self.waiting_bytes += delivery.payload.len();
         session.waiting.push_back(Waiting {
             link: id,
             delivery_id,
@@ -82,6 +83,9 @@ impl Connection {
     /// There is nothing more to send on a link whose peer drains it: its credit is used up, and the
     /// peer is told so. Nothing when it does not drain.
     pub fn drained(&mut self, id: LinkId) {
+        if self.state != State::Opened {
+            return;
+        }
         let Some(session) = self.sessions.get_mut(&id.channel) else {
             return;
         };
@@ -128,6 +132,7 @@ impl Connection {
             session.remote_incoming_window -= 1;
             session.next_outgoing_id = session.next_outgoing_id.wrapping_add(1);
             let part = waiting.payload.split_to(room.min(waiting.payload.len()));
+            self.waiting_bytes = self.waiting_bytes.saturating_sub(part.len());
             let more = !waiting.payload.is_empty();
             let first = !std::mem::replace(&mut waiting.begun, true);
             let transfer = Transfer {
@@ -163,10 +168,6 @@ impl super::session::Session {
         let super::link::Direction::Sending(sending) = &link.direction else {
             return false;
         };
-        attached
-            && sending.credit > 0
-            && sending.unsettled < UNSETTLED_MAX
-            && self.waiting.is_empty()
-            && self.remote_incoming_window > 0
+        attached && sending.credit > 0 && sending.unsettled < UNSETTLED_MAX && self.has_room()
     }
 }

@@ -1,9 +1,11 @@
 //! One session: its windows, its links, and what is unsettled in it (part 2, 2.5).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use fe2o3_amqp_types::definitions::Role;
+use smallvec::SmallVec;
 
 use super::event::{LinkId, Sent};
 use super::link::{Direction, Link, Phase, Receiving, Sending};
@@ -13,6 +15,10 @@ use crate::performative::{DeliveryState, Disposition, Outcome};
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) links: HashMap<u32, Link>,
+    /// Names of the links that stand, each with whether the peer sends.
+    names: HashSet<(bool, Arc<str>)>,
+    /// Links whose credit is looked at with the next output.
+    pub(super) due: Vec<u32>,
     /// Transfers that the peer may send before our next flow.
     pub(super) incoming_window: u32,
     pub(super) next_incoming_id: u32,
@@ -29,6 +35,8 @@ pub(super) struct Session {
     sent_runs: Vec<Run>,
     /// It is among those that leave something with the next output.
     pub(super) is_stirred: bool,
+    /// The peer's window has room again, and its links are not told yet.
+    pub(super) is_reopened: bool,
     /// We ended it and wait for the peer's end.
     pub(super) ending: bool,
 }
@@ -65,6 +73,8 @@ impl Session {
     pub(super) fn new(next_incoming_id: u32, remote_incoming_window: u32, window: u32) -> Self {
         Self {
             links: HashMap::new(),
+            names: HashSet::new(),
+            due: Vec::new(),
             incoming_window: window,
             next_incoming_id,
             // As the reference does (spec/amqp.md 2.2).
@@ -76,6 +86,7 @@ impl Session {
             received_runs: Vec::new(),
             sent_runs: Vec::new(),
             is_stirred: false,
+            is_reopened: false,
             ending: false,
         }
     }
@@ -86,10 +97,12 @@ impl Session {
             .filter(|link| link.generation == id.generation)
     }
 
+    /// The link's receiving half, while it is attached.
     pub(super) fn receiving(&mut self, id: LinkId) -> Option<&mut Receiving> {
-        match &mut self.link(id)?.direction {
-            Direction::Receiving(receiving) => Some(receiving),
-            Direction::Sending(_) => None,
+        let link = self.link(id)?;
+        match (&link.phase, &mut link.direction) {
+            (Phase::Attached, Direction::Receiving(receiving)) => Some(receiving),
+            _ => None,
         }
     }
 
@@ -102,18 +115,62 @@ impl Session {
         }
     }
 
-    /// Forgets a link with everything that is unsettled on it.
-    pub(super) fn remove_link(&mut self, id: LinkId) -> Option<Link> {
+    /// Whether a link of this name stands.
+    pub(super) fn has_name(&self, peer_sends: bool, name: &str) -> bool {
+        self.names.contains(&(peer_sends, Arc::from(name)))
+    }
+
+    /// Adds a link whose name is free.
+    pub(super) fn add_link(&mut self, handle: u32, link: Link) {
+        self.names.insert(link.key());
+        self.links.insert(handle, link);
+    }
+
+    /// The name of a link that stands no more is free.
+    pub(super) fn free_name(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id.handle)
+            && std::mem::replace(&mut link.has_name, false)
+        {
+            self.names.remove(&link.key());
+        }
+    }
+
+    /// Forgets a link with everything that is unsettled on it. The bytes that waited come along.
+    pub(super) fn remove_link(&mut self, id: LinkId) -> Option<(Link, usize)> {
+        self.free_name(id);
         let link = self.links.remove(&id.handle)?;
-        self.forget_unsettled(id);
-        Some(link)
+        let waited = self.forget_unsettled(id);
+        Some((link, waited))
     }
 
     /// What was sent on a link that is going counts for nothing any more. A delivery whose first
-    /// frame has left is dropped with its link, which is what the peer does too.
-    pub(super) fn forget_unsettled(&mut self, id: LinkId) {
+    /// frame has left is dropped with its link, which is what the peer does too. Returns the bytes
+    /// that waited.
+    pub(super) fn forget_unsettled(&mut self, id: LinkId) -> usize {
         self.sent.retain(|_, record| record.link != id);
-        self.waiting.retain(|waiting| waiting.link != id);
+        let mut waited = 0;
+        self.waiting.retain(|waiting| {
+            if waiting.link == id {
+                waited += waiting.payload.len();
+            }
+            waiting.link != id
+        });
+        waited
+    }
+
+    /// The credit of a link is to be looked at.
+    pub(super) fn list(&mut self, handle: u32) {
+        if let Some(link) = self.links.get_mut(&handle)
+            && let Direction::Receiving(receiving) = &mut link.direction
+            && !std::mem::replace(&mut receiving.is_listed, true)
+        {
+            self.due.push(handle);
+        }
+    }
+
+    /// Whether a delivery could leave, as far as the peer's window goes.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting.is_empty() && self.remote_incoming_window > 0
     }
 
     /// The number of a delivery that is about to be sent.
@@ -186,7 +243,7 @@ impl Session {
         };
         for range in ranges.into_iter().flatten() {
             // The ids that are there, not those of the range: that may span 2^32.
-            let ids: Vec<u32> = self
+            let ids: SmallVec<[u32; 16]> = self
                 .sent
                 .range_mut(range)
                 .filter_map(|(id, record)| {

@@ -47,7 +47,8 @@ impl Connection {
         let Direction::Receiving(receiving) = &mut link.direction else {
             return self.fail_link(id, condition::NOT_ALLOWED, "a transfer against the link");
         };
-        if receiving.partial.is_none() && !transfer.aborted {
+        // One that is aborted in its first frame counts, too: its sender has counted it.
+        if receiving.partial.is_none() {
             let Some(credit) = receiving.credit.checked_sub(1) else {
                 let text = "more deliveries than the link's credit";
                 return self.fail_link(id, condition::TRANSFER_LIMIT, text);
@@ -66,11 +67,11 @@ impl Connection {
             return self.fail_link(id, condition::MESSAGE_SIZE, &text);
         }
         if transfer.aborted {
-            if receiving.partial.take().is_some() {
-                receiving.settled_one();
-                self.partial_bytes = self.partial_bytes.saturating_sub(before);
-                self.stir(channel);
-            }
+            receiving.partial = None;
+            receiving.settled_one();
+            session.list(handle);
+            self.partial_bytes = self.partial_bytes.saturating_sub(before);
+            self.stir(channel);
             return;
         }
         self.gather(id, transfer, payload);
@@ -115,6 +116,7 @@ impl Connection {
             .delivery_id
             .is_some_and(|delivery_id| delivery_id != partial.delivery_id)
         {
+            self.partial_bytes = self.partial_bytes.saturating_sub(partial.payload.len());
             let text = "a delivery begins before the one before it is complete";
             return self.fail_session(channel, condition::INVALID_FIELD, text);
         }

@@ -20,6 +20,7 @@ const { values: options } = parseArgs({
   options: {
     ca: { type: 'string' },
     protocol: { type: 'string', default: 'mqtt' },
+    'model-id': { type: 'string' },
     'token-ttl': { type: 'string' },
   },
 });
@@ -58,6 +59,9 @@ const arrived = (event, input, message) =>
 const commands = {
   connect: async () => {
     const settings = { ca: fs.readFileSync(options.ca, 'utf8'), keepalive: 10 };
+    if (options['model-id']) {
+      settings.modelId = options['model-id'];
+    }
     if (options['token-ttl']) {
       const seconds = Number(options['token-ttl']);
       settings.tokenRenewal = {

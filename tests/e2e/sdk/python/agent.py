@@ -50,9 +50,8 @@ class Agent:
         if options.token_ttl:
             settings["sastoken_ttl"] = options.token_ttl
         if options.model_id:
-            settings["model_id"] = options.model_id
-        if options.product_info:
-            settings["product_info"] = options.product_info
+            # This SDK tells a model by its prefix and has no other place for it.
+            settings["product_info"] = options.model_id
         self.client = kind.create_from_connection_string(connection_string, **settings)
         self.client.on_connection_state_change = self.connection_changed
         self.output = None
@@ -145,7 +144,6 @@ def main():
     parser.add_argument("--protocol", choices=["mqtt", "mqttws"], default="mqtt")
     parser.add_argument("--token-ttl", type=int, help="seconds that a token lives")
     parser.add_argument("--model-id", help="Plug and Play model")
-    parser.add_argument("--product-info", help="beside the SDK's own")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     agent = Agent(options)

@@ -88,8 +88,11 @@ impl Address {
     }
 }
 
-/// The identity of a device's or module's resource `{host}/devices/{d}[/modules/{m}]`, encoded.
+/// The identity of a device's or module's resource `{host}/devices/{d}[/modules/{m}]`, with encoded
+/// ids; Node encodes the whole once more.
 pub(super) fn resource(text: &str) -> Option<Identity> {
+    let decoded = percent_decode_str(text).decode_utf8().ok()?;
+    let text = if text.contains('/') { text } else { &decoded };
     let (_, path) = text.split_once('/')?;
     match *path.split('/').collect::<Vec<_>>().as_slice() {
         ["devices", device] => identity(device, None),
@@ -196,10 +199,14 @@ mod tests {
             assert_eq!(parse(text), Some(wanted), "{text}");
         }
         assert_eq!(parse("$cbs"), Some(Address::Cbs));
-        assert_eq!(
-            resource("h/devices/edge1/modules/%24edgeHub"),
-            Some(module())
-        );
+        for text in [
+            "h/devices/edge1/modules/%24edgeHub",
+            "h/devices/edge1/modules/$edgeHub",
+            "h%2Fdevices%2Fedge1%2Fmodules%2F%2524edgeHub",
+            "h%2fdevices%2fedge1%2fmodules%2f%24edgeHub",
+        ] {
+            assert_eq!(resource(text), Some(module()), "{text}");
+        }
         assert_eq!(
             device_of("/devices/a%3Db/messages/devicebound").unwrap(),
             "a=b"

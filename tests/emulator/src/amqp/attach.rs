@@ -12,6 +12,7 @@ use super::client::{Client, Link, Role};
 use super::error::{self, ARGUMENT, NOT_ALLOWED, NOT_FOUND, STOLEN, UNAUTHORIZED};
 use super::presence::Presence;
 use super::tokens::Token;
+use crate::api_version::is_api_version;
 use crate::authorize::{self, Claim, Permission, Refusal, Signer};
 use crate::counters::Counter;
 use crate::faults::{FaultAnswer, FaultKind};
@@ -19,6 +20,7 @@ use crate::identity::{AuthChain, Identity};
 use crate::limits::{AMQP_MESSAGE_BYTES_MAX, LINK_CREDIT};
 use crate::sessions::{Feature, Outbox};
 
+const API_VERSION: &str = "com.microsoft:api-version";
 const AUTH_CHAIN: &str = "com.microsoft:auth-chain";
 const CLIENT_VERSION: &str = "com.microsoft:client-version";
 const CORRELATION: &str = "com.microsoft:channel-correlation-id";
@@ -70,6 +72,11 @@ impl Client<'_> {
         };
         match opened {
             Ok(link) => {
+                match link.role {
+                    Role::Events(_) => self.readers += 1,
+                    Role::Feedback => self.feedbacks += 1,
+                    _ => {}
+                }
                 self.links.insert(id, link);
                 self.engine.accept(
                     id,
@@ -101,6 +108,11 @@ impl Client<'_> {
         node: Node,
     ) -> Result<Link, ErrorInfo> {
         let argument = |text: String| ErrorInfo::new(ARGUMENT, text);
+        let version = attach.property(API_VERSION);
+        let needs_version = self.hub.mode.is_strict() && matches!(node, Node::Methods | Node::Twin);
+        if !version.map_or(!needs_version, is_api_version) {
+            return Err(argument(format!("{API_VERSION} is missing or malformed")));
+        }
         let chain = attach.property(AUTH_CHAIN).map(AuthChain::parse);
         let chain = chain
             .transpose()
@@ -370,8 +382,8 @@ impl Client<'_> {
     }
 
     fn take_token(&mut self, request: &PutToken) -> (i32, String) {
-        let is_known = |known: &&str| known.eq_ignore_ascii_case(&request.token_type);
-        if !TOKEN_TYPES.iter().any(|known| is_known(&known)) {
+        let is_known = |known: &str| known.eq_ignore_ascii_case(&request.token_type);
+        if !TOKEN_TYPES.iter().any(|known| is_known(known)) {
             return (400, "the token's type is unknown".to_owned());
         }
         let text = request.token.expose().clone();

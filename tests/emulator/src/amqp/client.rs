@@ -24,7 +24,7 @@ use crate::connections::{Connection, Ending};
 use crate::hub::Hub;
 use crate::identity::Identity;
 use crate::ledger::{LedgerError, Stamps};
-use crate::limits::ANSWERS_MAX;
+use crate::limits::{ANSWERS_MAX, IDLE_ADVERTISED};
 
 /// What a link is for.
 pub(super) enum Role {
@@ -102,6 +102,10 @@ pub(super) struct Client<'a> {
     pub(super) with_telemetry: Vec<Identity>,
     pub(super) now_ms: u64,
     pub(super) now_utc: String,
+    /// Links with [`Role::Events`].
+    pub(super) readers: usize,
+    /// Links with [`Role::Feedback`].
+    pub(super) feedbacks: usize,
     /// Set once nothing more will come.
     pub(super) closed: Option<CloseCause>,
 }
@@ -110,6 +114,9 @@ impl<'a> Client<'a> {
     pub(super) fn new(hub: &'a Hub, socket: &'a Connection, wake: Arc<Notify>) -> Self {
         let mut config = Config::new(format!("iothub-{}", socket.id()));
         config.hostname = Some(hub.hostname.clone());
+        // IoT Hub's, and twice as long before it gives up (spec/upstream.md B5).
+        config.idle_advertised = IDLE_ADVERTISED;
+        config.idle_enforced = 2 * IDLE_ADVERTISED;
         Self {
             hub,
             socket,
@@ -122,6 +129,8 @@ impl<'a> Client<'a> {
             with_telemetry: Vec::new(),
             now_ms: 0,
             now_utc: String::new(),
+            readers: 0,
+            feedbacks: 0,
             closed: None,
         }
     }
@@ -463,6 +472,11 @@ impl<'a> Client<'a> {
         let Some(link) = self.links.remove(&id) else {
             return;
         };
+        match link.role {
+            Role::Events(_) => self.readers -= 1,
+            Role::Feedback => self.feedbacks -= 1,
+            _ => {}
+        }
         let Some(identity) = link.identity else {
             return;
         };
@@ -481,9 +495,5 @@ impl<'a> Client<'a> {
     pub(super) fn stir_all(&mut self, is_one: impl Fn(&Role) -> bool) {
         let links = self.links.iter().filter(|(_, link)| is_one(&link.role));
         self.stirred.extend(links.map(|(id, _)| *id));
-    }
-
-    pub(super) fn has(&self, is_one: impl Fn(&Role) -> bool) -> bool {
-        self.links.values().any(|link| is_one(&link.role))
     }
 }

@@ -381,7 +381,7 @@ fn c2d_message(device: &str, delivery: &LockedDelivery) -> Bytes {
     writer.properties(&Properties {
         message_id: Some(id(&message.message_id)),
         correlation_id: message.correlation_id.as_ref().map(id),
-        user_id: message.user_id.as_ref().map(|user| user.as_bytes()),
+        user_id: message.user_id.as_ref().map(String::as_bytes),
         to: Some(&to),
         content_type: message.content_type.as_deref(),
         content_encoding: message.content_encoding.as_deref(),

@@ -55,8 +55,10 @@ pub(crate) async fn serve_over<S: Stream>(
         run(hub, gate, stream, connection).await
     };
     let reason = tokio::select! {
-        reason = served => reason,
+        // First, so that no link is detached when its socket is killed with it.
+        biased;
         () = connection.closing() => "closed by the control API".to_owned(),
+        reason = served => reason,
     };
     info!(
         connection = connection.id(),
@@ -151,24 +153,24 @@ impl<S: Stream> Life<'_, S> {
     /// # Cancel safety
     /// What was read and written is accounted for.
     async fn wait(&mut self, wake: &Notify) -> io::Result<()> {
+        if self.client.closed.is_some() {
+            // The last frames, as long as the client takes them.
+            let writing = self.output.write(&mut self.writer);
+            let written = self.gate.limit(LINGER, writing).await;
+            return written.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
+        }
         let client = &mut self.client;
         let stalled = self.stalled_since.is_some();
-        let wants_input = !stalled
-            && client.closed.is_none()
-            && client.engine.wants_input()
-            && self.output.has_room();
+        let wants_input = !stalled && client.engine.wants_input() && self.output.has_room();
         let deadline = client.engine.deadline().filter(|_| !stalled);
         let deadline = deadline.map(|at| at + self.stalled);
         let expiry_ms = client.tokens.next_expiry_ms();
-        let has_readers = client.has(|role| matches!(role, Role::Events(_)));
-        let has_feedback = client.has(|role| matches!(role, Role::Feedback));
-        let unlock_ms = self
-            .hub
-            .c2d
-            .feedback
-            .next_unlock_ms()
-            .filter(|_| has_feedback);
+        let (has_readers, has_feedback) = (client.readers > 0, client.feedbacks > 0);
         let clock = &self.hub.clock;
+        let unlock_ms = match has_feedback {
+            true => self.hub.c2d.feedback.tick(clock.now_ms()),
+            false => None,
+        };
         self.input.reserve(READ_BATCH_BYTES);
         tokio::select! {
             read = self.reader.read_buf(&mut self.input), if wants_input => {
@@ -196,9 +198,8 @@ impl<S: Stream> Life<'_, S> {
             _ = self.feedback.changed(), if has_feedback => {
                 client.stir_all(|role| matches!(role, Role::Feedback));
             }
-            () = clock.sleep_until(unlock_ms.unwrap_or_default()), if unlock_ms.is_some() => {
-                client.stir_all(|role| matches!(role, Role::Feedback));
-            }
+            // The next round's tick frees what it held, and says that it changed.
+            () = clock.sleep_until(unlock_ms.unwrap_or_default()), if unlock_ms.is_some() => {}
             () = self.gate.flowing(), if stalled => {
                 if let Some(since) = self.stalled_since.take() {
                     self.stalled += since.elapsed();

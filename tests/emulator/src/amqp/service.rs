@@ -45,7 +45,10 @@ impl Client<'_> {
         let devices = hub.devices();
         let known = devices.find(&device);
         known.map_err(|error| ErrorInfo::new(NOT_FOUND, error.to_string()))?;
-        let sequence = hub.c2d.send(&device, message, now_ms).map_err(rejection)?;
+        let sequence = hub
+            .c2d
+            .send(&device, message, now_ms)
+            .map_err(|error| rejection(&error))?;
         drop(devices);
         info!(device, sequence, message_id, "c2d message enqueued");
         hub.sessions.wake(&Identity {
@@ -130,8 +133,8 @@ fn read(payload: &Bytes, now_ms: u64) -> Result<(String, Message), ErrorInfo> {
     Ok((device, message))
 }
 
-fn rejection(error: C2dError) -> ErrorInfo {
-    let condition = match &error {
+fn rejection(error: &C2dError) -> ErrorInfo {
+    let condition = match error {
         C2dError::Full => RESOURCE_LIMIT,
         C2dError::Message(MessageError::Size(_)) => MESSAGE_SIZE,
         C2dError::Message(_) => ARGUMENT,

@@ -165,11 +165,27 @@ impl Feedback {
         Ok(!locked.is_empty())
     }
 
-    /// When a lock runs out next.
-    pub(crate) fn next_unlock_ms(&self) -> Option<u64> {
-        let table = self.records.lock();
-        let locks = table.waiting.values().filter_map(|waiting| waiting.lock);
-        locks.map(|(_, until_ms)| until_ms).min()
+    /// Ends locks that have run out, and tells so; returns when the next one does.
+    pub(crate) fn tick(&self, now_ms: u64) -> Option<u64> {
+        let mut table = self.records.lock();
+        let (mut is_back, mut next_ms) = (false, None::<u64>);
+        for waiting in table.waiting.values_mut() {
+            match waiting.lock {
+                Some((_, until_ms)) if until_ms <= now_ms => {
+                    waiting.lock = None;
+                    is_back = true;
+                }
+                Some((_, until_ms)) => {
+                    next_ms = Some(next_ms.map_or(until_ms, |next_ms| next_ms.min(until_ms)));
+                }
+                None => {}
+            }
+        }
+        drop(table);
+        if is_back {
+            self.changed.send_modify(|count| *count += 1);
+        }
+        next_ms
     }
 
     /// Changes when there may be something to deliver.
@@ -210,7 +226,7 @@ mod tests {
         write(&feedback, FEEDBACK_BATCH_MAX + 1);
         let (one, two) = ([1; 16], [2; 16]);
         assert_eq!(feedback.take(one, 0).len(), FEEDBACK_BATCH_MAX);
-        assert_eq!(feedback.next_unlock_ms(), Some(C2D_LOCK_MS));
+        assert_eq!(feedback.tick(0), Some(C2D_LOCK_MS));
         let last = feedback.take(two, 0);
         assert_eq!(last, [record(FEEDBACK_BATCH_MAX)]);
         assert_eq!(feedback.take([3; 16], 0), []);
@@ -218,6 +234,7 @@ mod tests {
         assert!(!feedback.settle(one, true, 1).unwrap(), "settled once");
         assert!(feedback.settle(two, false, 1).unwrap());
         assert_eq!(feedback.take(one, 1), last, "given back");
+        assert_eq!(feedback.tick(1 + C2D_LOCK_MS), None);
         assert_eq!(feedback.take(two, 1 + C2D_LOCK_MS), last, "lock lost");
         assert!(!feedback.settle(one, true, 1 + C2D_LOCK_MS).unwrap());
         assert_eq!(open().take(one, 0), last, "in the journal");

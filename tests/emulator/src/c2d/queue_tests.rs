@@ -210,3 +210,97 @@ fn a_restored_queue_goes_on_with_ids_and_counts() {
     );
     assert_eq!(queue.messages()[&1].deliveries, 2);
 }
+
+/// The token of the only message that goes out over AMQP, and how often it was delivered before.
+fn lock(queue: &mut Queue, connection: u64, now_ms: u64) -> Option<(LockToken, u32)> {
+    let token = || [u8::try_from(now_ms % 251).unwrap(); 16];
+    let mut effects = Effects::default();
+    let mut out = queue.lock(connection, 1, now_ms, token, &mut effects);
+    out.pop().map(|one| (one.token, one.earlier))
+}
+
+#[test]
+fn a_lock_token_names_one_delivery() {
+    let mut queue = queue(1);
+    let mut effects = Effects::default();
+    let (first, earlier) = lock(&mut queue, 1, 1).unwrap();
+    assert_eq!((earlier, lock(&mut queue, 1, 2)), (0, None));
+    assert!(queue.dispose(first, Disposal::Abandon, 3, &mut effects));
+    assert!(!queue.dispose(first, Disposal::Complete, 3, &mut effects));
+    let (second, earlier) = lock(&mut queue, 1, 4).unwrap();
+    assert_eq!(earlier, 1);
+    assert!(!queue.dispose(first, Disposal::Complete, 5, &mut effects));
+    assert!(queue.dispose(second, Disposal::Reject, 5, &mut effects));
+    assert_eq!(outcomes(&effects), [(1, Outcome::Rejected, 2)]);
+}
+
+/// Neither the end of its connection nor a newer one frees it, of either protocol.
+#[test]
+fn a_lock_of_amqp_stays_until_it_runs_out() {
+    let mut queue = queue(1);
+    let mut effects = Effects::default();
+    let (token, _) = lock(&mut queue, 1, 1).unwrap();
+    queue.disconnect(1, 2, &mut effects);
+    queue.connect(true, 2, &mut effects);
+    assert_eq!(deliver(&mut queue, 2, 2), []);
+    assert_eq!(lock(&mut queue, 2, C2D_LOCK_MS), None);
+    let (again, earlier) = lock(&mut queue, 2, 1 + C2D_LOCK_MS).unwrap();
+    assert_eq!(earlier, 0, "a lock that ran out does not count");
+    assert!(!queue.dispose(token, Disposal::Complete, 2 + C2D_LOCK_MS, &mut effects));
+    assert!(queue.dispose(again, Disposal::Complete, 2 + C2D_LOCK_MS, &mut effects));
+    assert_eq!(outcomes(&effects), [(1, Outcome::Completed, 1)]);
+}
+
+/// What MQTT had not acknowledged goes out over AMQP once it is free; its PUBACK is void then.
+#[test]
+fn a_delivery_of_mqtt_goes_out_over_amqp() {
+    let mut queue = queue(1);
+    let mut effects = Effects::default();
+    assert_eq!(deliver(&mut queue, 1, 0), [(1, Some(1), false)]);
+    assert_eq!(lock(&mut queue, 2, 0), None);
+    queue.disconnect(1, 0, &mut effects);
+    let (token, earlier) = lock(&mut queue, 2, 0).unwrap();
+    assert_eq!(earlier, 1);
+    assert!(queue.acknowledge(1, 0, &mut effects), "void");
+    assert!(queue.dispose(token, Disposal::Complete, 0, &mut effects));
+}
+
+#[test]
+fn ten_deliveries_over_amqp_are_the_most() {
+    let mut queue = queue(1);
+    let mut effects = Effects::default();
+    for now_ms in 0..10 {
+        let (token, earlier) = lock(&mut queue, 1, now_ms).unwrap();
+        assert_eq!(u64::from(earlier), now_ms);
+        assert!(queue.dispose(token, Disposal::Abandon, now_ms, &mut effects));
+    }
+    assert_eq!(outcomes(&effects), [(1, Outcome::DeadLettered, 10)]);
+}
+
+/// `iothub-ack` says of which outcomes the sender hears.
+#[test]
+fn who_asked_is_told() {
+    for (ack, completed, rejected) in [
+        (None, false, false),
+        (Some("none"), false, false),
+        (Some("positive"), true, false),
+        (Some("negative"), false, true),
+        (Some("full"), true, true),
+    ] {
+        for (disposal, told) in [
+            (Disposal::Complete, completed),
+            (Disposal::Reject, rejected),
+        ] {
+            let mut queue = Queue::default();
+            let mut effects = Effects::default();
+            let message = Message {
+                ack: ack.map(str::to_owned),
+                ..message("m")
+            };
+            queue.enqueue(message, 0, &mut effects).unwrap();
+            let (token, _) = lock(&mut queue, 1, 0).unwrap();
+            assert!(queue.dispose(token, disposal, 0, &mut effects));
+            assert_eq!(!effects.told.is_empty(), told, "{ack:?} {disposal:?}");
+        }
+    }
+}

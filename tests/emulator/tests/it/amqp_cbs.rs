@@ -313,10 +313,18 @@ async fn odd_addresses_are_refused() {
         let refused = client.receiver(address, &[]).await;
         assert_eq!(refused.unwrap_err(), "amqp:not-allowed", "{address}");
     }
-    // A pair has an id.
-    for pair in ["", "x", "methods:1"] {
-        let properties = [("com.microsoft:channel-correlation-id", pair)];
-        let refused = client.sender("/devices/leaf1/twin", &properties).await;
+    // A pair has an id, and says which version of the API it means.
+    let version = ("com.microsoft:api-version", "2020-09-30");
+    let pair = |text| ("com.microsoft:channel-correlation-id", text);
+    for properties in [
+        &[][..],
+        &[version],
+        &[version, pair("x")],
+        &[version, pair("methods:1")],
+        &[pair("twin:1")],
+        &[("com.microsoft:api-version", "latest"), pair("twin:1")],
+    ] {
+        let refused = client.sender("/devices/leaf1/twin", properties).await;
         assert_eq!(refused.unwrap_err(), "com.microsoft:argument-error");
     }
     let mut inputs = client

@@ -1,6 +1,7 @@
 //! Twins, methods and cloud-to-device messages over AMQP.
 
 use fe2o3_amqp::link::receiver::CreditMode;
+use fe2o3_amqp::types::definitions::ReceiverSettleMode;
 use fe2o3_amqp::types::messaging::{
     ApplicationProperties, Body, Message, MessageId, Modified, Properties,
 };
@@ -352,6 +353,27 @@ async fn a_c2d_message_is_settled_in_every_way() {
         receiver.release(got.info.clone()).await.unwrap();
     }
     assert_eq!(outcome(&bed, 3).await, json!(["dead_lettered", 10]));
+}
+
+/// C# settles second and waits for the hub: the hub answers whatever the outcome is.
+#[tokio::test]
+async fn a_receiver_that_settles_second_is_answered() {
+    let bed = Bed::strict().await;
+    let mut client = Amqp::of(&bed, "leaf1").await;
+    let attaching = Receiver::builder()
+        .name("TelemetryReceiverLink")
+        .source("/devices/leaf1/messages/deviceBound")
+        .target("reply")
+        .receiver_settle_mode(ReceiverSettleMode::Second)
+        .attach(&mut client.session);
+    let mut receiver = timeout(PATIENCE, attaching).await.unwrap().unwrap();
+    bed.control("POST", "/c2d/leaf1", json!({})).await;
+    let got = next(&mut receiver).await;
+    receiver.release(got.info.clone()).await.unwrap();
+    let again = next(&mut receiver).await;
+    assert_eq!(delivery_count(&again), 1);
+    receiver.accept(again.info.clone()).await.unwrap();
+    assert_eq!(outcome(&bed, 1).await, json!(["completed", 2]));
 }
 
 /// Messages go out with the credit that there is, in order.

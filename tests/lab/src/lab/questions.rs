@@ -14,6 +14,9 @@ use crate::metrics::Metrics;
 use crate::seed::{Seed, Status};
 use crate::{ConnectionString, HUB, http, network, process};
 
+/// The policy with every right, as connection strings name it.
+const OWNER: &str = "SharedAccessKeyName=iothubowner";
+
 impl Lab {
     /// A host's addresses, names and files.
     ///
@@ -195,14 +198,17 @@ impl Lab {
                 hostname: hostname.clone(),
                 address: *address,
                 mqtts: Some(ports.mqtts),
-                amqps: None,
+                amqps: Some(ports.amqps),
                 https: Some(ports.https),
                 control: format!("http://{address}:{}", ports.control),
-                service_connection_string: owner.map(|key| {
-                    let policy = "SharedAccessKeyName=iothubowner";
-                    format!("HostName={hostname};{policy};SharedAccessKey={key}")
+                service_connection_string: owner
+                    .map(|key| format!("HostName={hostname};{OWNER};SharedAccessKey={key}")),
+                eventhub_connection_string: owner.map(|key| {
+                    // The emulator's event hub is named after the IoT Hub.
+                    let name = hostname.split('.').next().unwrap_or(hostname);
+                    let endpoint = format!("Endpoint=sb://{hostname}/;{OWNER}");
+                    format!("{endpoint};SharedAccessKey={key};EntityPath={name}-events")
                 }),
-                eventhub_connection_string: None,
                 pid: hub.pid(),
                 log: log.clone(),
             },
@@ -248,7 +254,7 @@ fn layer_json(slot: &HostSlot) -> Option<LayerJson> {
         hostname: host.hostname.clone(),
         address: host.address,
         mqtts: Some(host.ports.mqtts),
-        amqps: None,
+        amqps: Some(host.ports.amqps),
         https: Some(host.ports.https),
         metrics: Some(host.ports.metrics),
         pid: slot.pid(),

@@ -199,7 +199,10 @@ impl Amqp {
         };
         let address = format!("{}/{node}", path(identity));
         let pair = format!("{kind}:{identity}");
-        let properties = [("com.microsoft:channel-correlation-id", pair.as_str())];
+        let properties = [
+            ("com.microsoft:api-version", "2020-09-30"),
+            ("com.microsoft:channel-correlation-id", pair.as_str()),
+        ];
         let sender = self.sender(&address, &properties).await.unwrap();
         let receiver = self.receiver(address.as_str(), &properties).await.unwrap();
         (sender, receiver)

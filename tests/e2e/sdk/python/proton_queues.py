@@ -1,0 +1,91 @@
+"""Apache Qpid Proton against a server of plain queues on the port of the first argument: what it does
+is in src/queues.rs, what came of it is printed as one JSON object."""
+
+import json
+import sys
+
+from proton import ConnectionException, Delivery, Message, ProtonException, Timeout
+from proton.utils import BlockingConnection, LinkDetached, SendException
+
+PORT = sys.argv[1]
+SENT = 100
+TIMEOUT_S = 60
+NAMES = {
+    Delivery.ACCEPTED: "accepted",
+    Delivery.REJECTED: "rejected",
+    Delivery.RELEASED: "released",
+    Delivery.MODIFIED: "modified",
+}
+
+
+def connect(**options):
+    return BlockingConnection(f"amqp://127.0.0.1:{PORT}", timeout=TIMEOUT_S, **options)
+
+
+def outcome(sender, body):
+    try:
+        state = sender.send(Message(body=body)).remote_state
+    except SendException as error:
+        state = error.state
+    return NAMES.get(state, str(state))
+
+
+def receive(connection, address, count, settle):
+    receiver = connection.create_receiver(address, credit=1)
+    bodies = []
+    while len(bodies) < count:
+        bodies.append(receiver.receive(timeout=TIMEOUT_S).body)
+        getattr(receiver, settle(len(bodies)))()
+    # With the queue empty, drained credit comes back.
+    receiver.link.drain(1)
+    connection.wait(lambda: not receiver.link.draining(), timeout=TIMEOUT_S)
+    receiver.close()
+    return bodies
+
+
+def settle(number):
+    return {1: "release", 3: "reject"}.get(number, "accept")
+
+
+def main():
+    seen = {}
+    # Offered EXTERNAL, Proton takes that before anything else.
+    connection = connect(allowed_mechs="ANONYMOUS")
+    queue = connection.create_sender("q")
+    bodies = [f"message {index}" for index in range(SENT)] + ["x" * 200000]
+    seen["accepted"] = [outcome(queue, body) for body in bodies].count("accepted")
+    arrived = receive(connection, "q", len(bodies) + 1, settle)
+    # The first one was given back and comes again.
+    seen["again"] = arrived[0] == bodies[0] == arrived[1]
+    seen["in_order"] = arrived[1:] == bodies
+    seen["dead"] = receive(connection, "q.dead", 1, lambda _: "accept")
+    seen["outcomes"] = [
+        outcome(connection.create_sender(address), "x")
+        for address in ("$reject", "$release", "$modify")
+    ]
+    try:
+        connection.create_sender("$forbidden")
+        seen["refused"] = None
+    except LinkDetached as error:
+        seen["refused"] = error.condition
+    seen["still_works"] = outcome(queue, "last")
+    connection.close()
+    seen["closed"] = True
+    for name, password in (("plain", "open-sesame"), ("wrong", "guess")):
+        try:
+            connect(
+                user="somebody",
+                password=password,
+                allowed_mechs="PLAIN",
+                allow_insecure_mechs=True,
+                sasl_enabled=True,
+            ).close()
+            seen[name] = True
+        except (ConnectionException, ProtonException, Timeout):
+            seen[name] = False
+    return seen
+
+
+if __name__ == "__main__":
+    json.dump(main(), sys.stdout)
+    print()
