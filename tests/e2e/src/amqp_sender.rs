@@ -3,11 +3,12 @@
 //! frames are those of [`crate::amqp`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use edgehub_lab::{Acknowledged, Lab};
+use parking_lot::Mutex;
 use serde_amqp::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -132,7 +133,7 @@ impl AmqpSender {
     /// Why the last connection ended or was not made.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
-        self.shown.last_error.lock().expect("nobody panics").clone()
+        self.shown.last_error.lock().clone()
     }
 
     /// Begins no further message, waits until everything in flight is acknowledged, and returns its
@@ -194,7 +195,7 @@ impl Work {
     async fn run(mut self) -> Vec<Acknowledged> {
         while !self.is_done() {
             if let Err(error) = self.connection().await {
-                *self.shown.last_error.lock().expect("nobody panics") = Some(error);
+                *self.shown.last_error.lock() = Some(error);
                 sleep(RETRY_PAUSE).await;
             }
         }

@@ -9,7 +9,9 @@
 
 #![allow(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "these are parts of tests: a failure is a panic that says why"
 )]

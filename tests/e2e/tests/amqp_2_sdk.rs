@@ -1,6 +1,15 @@
 //! Acceptance 2 of the AMQP side: Microsoft's Node SDK, unmodified, over all of its transports, at every
 //! layer and at the IoT Hub. (The Python SDK speaks MQTT alone.)
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "these are the tests"
+)]
+
 use edgehub_tests::agent::{Protocol, Sdk};
 use edgehub_tests::matrix::{self, Kinds, LAYERS};
 

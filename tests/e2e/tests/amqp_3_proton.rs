@@ -1,7 +1,14 @@
 //! Acceptance 3 of the AMQP side, second half: Apache Qpid Proton, an AMQP client that has nothing to
 //! do with Azure, against the head. (What Microsoft's service SDKs do is in `amqp_3_service.rs`.)
 
-#![allow(clippy::expect_used, reason = "these are the tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "these are the tests"
+)]
 
 use edgehub_lab::{HUB, Lab, LabBuilder};
 use edgehub_tests::token::Token;

@@ -7,6 +7,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::print_stdout,
+    clippy::unwrap_used,
     reason = "these are the tests"
 )]
 
@@ -137,7 +138,7 @@ async fn accept_amqp_7_s02_what_breaks_the_framing_is_closed() {
 async fn accept_amqp_7_s03_depth_is_an_error_and_not_a_crash() {
     const DEPTH: usize = 100_000;
     let lab = builder().start().await.expect("the lab starts");
-    let mut bystander = Bystander::connect(&lab, BYSTANDER).await;
+    let bystander = Bystander::connect(&lab, BYSTANDER).await;
     // A described value of a described value; each level takes three bytes.
     let described_deep: Vec<u8> = [b"\x00\x53\x10".repeat(DEPTH / 10), vec![0x45]].concat();
     // A list in a list; as deep as a frame holds.

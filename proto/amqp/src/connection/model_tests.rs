@@ -16,8 +16,8 @@ use crate::performative::{DeliveryState, Disposition, Performative, Transfer};
 mod peer;
 
 use self::peer::{
-    FRAME_BYTES, IN, OUT, PART, PeerReceiver, PeerSender, PeerSession, SESSIONS, Step, WINDOW, outcome,
-    step, wire_outcome,
+    FRAME_BYTES, IN, OUT, PART, PeerReceiver, PeerSender, PeerSession, SESSIONS, Step, WINDOW,
+    outcome, step, wire_outcome,
 };
 
 struct World {
