@@ -120,7 +120,10 @@ async fn accept_amqp_7_s02_what_breaks_the_framing_is_closed() {
             assert_eq!(attached.code, code::ATTACH);
             let detach = client.expect(code::DETACH).await;
             let condition = detach.condition(2);
-            assert_eq!(condition.as_deref(), Some("amqp:unauthorized-access"));
+            let condition = condition.unwrap_or_default();
+            // Nobody has shown a token; later it is the limit of links.
+            let wanted = ["amqp:unauthorized-access", "amqp:resource-limit-exceeded"];
+            assert!(wanted.contains(&&*condition), "{condition}");
             refused += 1;
         }
     };
