@@ -1,8 +1,8 @@
 //! AMQP 1.0 upstream: many identities on one connection.
 //!
-//! [`client`] is the protocol without sockets and without knowledge of Azure. An identity is a
-//! [`member`] of a connection with a session of its own; [`multiplex`] is a connection with its
-//! members, still without a socket; [`connection`] moves the bytes. The credential is always our own
+//! `client` is the protocol without sockets and without knowledge of Azure. An identity is a
+//! `member` of a connection with a session of its own; `multiplex` is a connection with its
+//! members, still without a socket; `connection` moves the bytes. The credential is always our own
 //! hub's token; the auth chain on each link says on whose behalf it is used (upstream.md A3).
 //!
 //! # Pool

@@ -79,7 +79,7 @@ where
 }
 
 /// As [`serve`]; gives the stranger's place back when the peer has presented a credential.
-pub(super) async fn serve_stranger<S>(
+pub(crate) async fn serve_stranger<S>(
     mut stream: S,
     context: ConnectionContext,
     certificate: Option<Vec<u8>>,

@@ -35,6 +35,9 @@ pub(super) enum MessageError {
     /// The body is of a kind that has no bytes.
     #[error("the body is neither data nor a text or binary value")]
     Body,
+    /// IoT Hub takes no such message: it would be lost on its way.
+    #[error("an application property has no name")]
+    NoName,
     /// Two names of properties differ in their case alone.
     #[error("two application properties have the same name")]
     Repeated,
@@ -68,6 +71,9 @@ pub(super) fn from_view(view: &MessageView<'_>) -> Result<Message, MessageError>
         for (key, value) in application.iter() {
             // Keys are strings by the standard; others are read as text.
             let Some(key) = text(key) else { continue };
+            if key.is_empty() {
+                return Err(MessageError::NoName);
+            }
             if !names.insert(key.to_ascii_lowercase()) {
                 return Err(MessageError::Repeated);
             }

@@ -117,10 +117,13 @@ fn bodies_of_data_texts_and_nothing_are_taken() {
 }
 
 #[test]
-fn names_that_differ_in_case_and_times_that_are_none_are_refused() {
+fn names_that_are_empty_or_differ_in_case_and_times_that_are_none_are_refused() {
     let mut writer = MessageWriter::new();
     writer.application_properties([("Key", Value::Str("a")), ("kEY", Value::Str("b"))]);
     assert_eq!(read(&writer.finish()), Err(MessageError::Repeated));
+    let mut writer = MessageWriter::new();
+    writer.application_properties([("", Value::Str("a"))]);
+    assert_eq!(read(&writer.finish()), Err(MessageError::NoName));
     for time in [-1, i64::MAX] {
         let mut writer = MessageWriter::new();
         writer.properties(&Properties {

@@ -1,7 +1,7 @@
 //! The AMQP head: 5671, and WebSockets on 443 (spec/amqp.md).
 //!
 //! One task serves one connection, whatever number of identities it carries. The engine
-//! (`edgehub_amqp`) knows frames; [`head`] knows what links are for, without a socket; [`connection`]
+//! (`edgehub_amqp`) knows frames; `head` knows what links are for, without a socket; `connection`
 //! moves bytes, and runs what takes time.
 
 mod cbs;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Connections to the HTTPS head at once. A child hub needs one. At most half of them are of one
 /// address; as many again wait until others end, which [`HEADER_READ_MAX`] and [`CONNECTION_MAX`]
-/// see to. A WebSocket does not count once it is one.
+/// see to. A WebSocket counts until it has presented a credential.
 pub const CONNECTIONS_MAX: usize = 512;
 
 /// Connections to the metrics port at once: a few scrapers.

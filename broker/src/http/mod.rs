@@ -17,6 +17,7 @@ mod tests;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -28,6 +29,7 @@ use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -38,7 +40,7 @@ use tokio_util::task::TaskTracker;
 use limits::{CONNECTION_MAX, FINISH_MAX, HANDSHAKE_MAX, HEADER_BYTES_MAX, HEADER_READ_MAX};
 use patience::Patience;
 
-use crate::admission::{Admission, Bounds};
+use crate::admission::{Admission, Bounds, Stranger};
 
 /// What carries a listener's connections.
 #[derive(Clone)]
@@ -62,6 +64,22 @@ impl std::fmt::Debug for Transport {
 /// of every request that came over TLS.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerCertificate(pub(crate) Option<Bytes>);
+
+/// The connection's place among those of strangers, for whoever serves it on under another
+/// protocol: an extension of every request.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(Arc<Mutex<Option<Stranger>>>);
+
+impl Place {
+    fn new(stranger: Stranger) -> Self {
+        Self(Arc::new(Mutex::new(Some(stranger))))
+    }
+
+    /// Takes it over; the connection's end does not give it back then.
+    pub(crate) fn take(&self) -> Option<Stranger> {
+        self.0.lock().take()
+    }
+}
 
 /// What a listener needs beside its socket.
 #[derive(Clone, Debug)]
@@ -116,10 +134,12 @@ pub async fn listen(listener: TcpListener, router: Router, context: ListenerCont
             let Ok(stranger) = stranger else { return };
             // Answers are small and must not wait for acknowledgements of earlier ones.
             let _ = socket.set_nodelay(true);
+            let patience = stranger.patience(HANDSHAKE_MAX);
+            let place = Place::new(stranger);
+            let router = router.layer(Extension(place.clone()));
             match transport {
                 Transport::Plain => serve(socket, router, stop).await,
                 Transport::Tls(acceptor) => {
-                    let patience = stranger.patience(HANDSHAKE_MAX);
                     let accepted = timeout(patience, acceptor.accept(socket));
                     let accepted = tokio::select! {
                         accepted = accepted => accepted,

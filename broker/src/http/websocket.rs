@@ -19,8 +19,8 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use super::PeerCertificate;
 use super::limits::UPGRADE_MAX;
+use super::{PeerCertificate, Place};
 use crate::{amqp, mqtt};
 
 /// What upgraded connections speak. Cheap to clone.
@@ -75,6 +75,8 @@ fn upgrade(sockets: &WebSockets, mut request: Request) -> Response {
     let certificate = request.extensions().get::<PeerCertificate>();
     let certificate = certificate.and_then(|certificate| certificate.0.as_deref());
     let certificate = certificate.map(<[u8]>::to_vec);
+    // It counts as a stranger until it has said who it is, as on the protocols' own ports.
+    let stranger = request.extensions().get::<Place>().and_then(Place::take);
     let spoken = speaker.name();
     let upgrade = hyper::upgrade::on(&mut request);
     sockets.tasks.spawn(async move {
@@ -83,10 +85,11 @@ fn upgrade(sockets: &WebSockets, mut request: Request) -> Response {
                 let stream = ByteStream::server(TokioIo::new(upgraded)).await;
                 match speaker {
                     Speaker::Mqtt(context) => {
-                        mqtt::connection::serve(stream, context).await;
+                        mqtt::connection::serve_stranger(stream, context, stranger).await;
                     }
                     Speaker::Amqp(context) => {
-                        amqp::connection::serve(stream, context, certificate).await;
+                        let serve = amqp::connection::serve_stranger;
+                        serve(stream, context, certificate, stranger).await;
                     }
                 }
             }

@@ -54,7 +54,7 @@ where
 }
 
 /// As [`serve`]; gives the stranger's place back when CONNECT is decided.
-pub(super) async fn serve_stranger<S>(
+pub(crate) async fn serve_stranger<S>(
     mut stream: S,
     context: ConnectionContext,
     stranger: Option<Stranger>,

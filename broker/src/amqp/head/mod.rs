@@ -113,6 +113,11 @@ impl Head {
     pub(super) fn new(hub: Arc<Hub>, certificate: Option<Vec<u8>>) -> Self {
         let mut config = Config::new(format!("DeviceGateway_{:032x}", rand::random::<u128>()));
         config.hostname = Some("localhost".to_owned());
+        if certificate.is_none() {
+            // Clients that choose by themselves take it before anything else, and would fail.
+            let offered = &mut config.mechanisms;
+            offered.retain(|mechanism| *mechanism != Mechanism::External);
+        }
         let now = hub.clock().instant();
         Self {
             engine: Connection::new(config, now),

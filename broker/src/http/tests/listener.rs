@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::routing::{get as route_get, post as route_post};
 use edgehub_auth::tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -20,10 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Answer, answers, connect, exchange, get, read_answers};
+use crate::amqp::connection::ConnectionContext;
 use crate::http::limits::{
     CONNECTION_MAX, FINISH_MAX, HANDSHAKE_MAX, HEADER_BYTES_MAX, HEADER_READ_MAX,
 };
+use crate::http::websocket::WebSockets;
 use crate::http::{ListenerContext, Transport, listen};
+use crate::telemetry::metrics::AckCounters;
+use crate::test_support::TestHub;
 
 fn echo() -> Router {
     Router::new()
@@ -208,6 +212,10 @@ struct Listening {
 
 impl Listening {
     async fn new(transport: Transport, connections_max: usize) -> Self {
+        Self::of(echo(), transport, connections_max).await
+    }
+
+    async fn of(router: Router, transport: Transport, connections_max: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -217,7 +225,7 @@ impl Listening {
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
-        tasks.spawn(listen(listener, echo(), context));
+        tasks.spawn(listen(listener, router, context));
         Self {
             address,
             stop,
@@ -257,6 +265,48 @@ async fn connections_beyond_the_limit_wait_their_turn() {
     assert_eq!(answer(&mut first).await.status, 200);
     drop(first);
     assert_eq!(answer(&mut second).await.status, 200);
+    listening.stop().await;
+}
+
+#[tokio::test]
+async fn a_websocket_that_has_not_said_who_it_is_keeps_its_place() {
+    let stop = CancellationToken::new();
+    let sockets = WebSockets {
+        mqtt: None,
+        amqp: Some(ConnectionContext {
+            hub: TestHub::new().hub,
+            acks: AckCounters::new(),
+            stop: stop.clone(),
+        }),
+        tasks: TaskTracker::new(),
+    };
+    // One place for each address.
+    let listening = Listening::of(sockets.before(echo()), Transport::Plain, 2).await;
+    let mut socket = TcpStream::connect(listening.address).await.unwrap();
+    let request = b"GET /x HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+                    Sec-WebSocket-Protocol: AMQPWSB10\r\n\r\n";
+    socket.write_all(request).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{head:?}");
+
+    let mut second = TcpStream::connect(listening.address).await.unwrap();
+    second.write_all(&get("/")).await.unwrap();
+    // Somebody who comes later, from elsewhere, is served first.
+    let elsewhere = TcpSocket::new_v4().unwrap();
+    elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut third = elsewhere.connect(listening.address).await.unwrap();
+    third.write_all(&get("/")).await.unwrap();
+    assert_eq!(answer(&mut third).await.status, 200);
+    let nothing = second.try_read(&mut [0; 1]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+
+    drop(socket);
+    assert_eq!(answer(&mut second).await.status, 200);
+    stop.cancel();
     listening.stop().await;
 }
 
