@@ -270,11 +270,11 @@ async fn connections_beyond_the_limit_wait_their_turn() {
 
 #[tokio::test]
 async fn a_websocket_that_has_not_said_who_it_is_keeps_its_place() {
-    let stop = CancellationToken::new();
+    let (stop, test) = (CancellationToken::new(), TestHub::new());
     let sockets = WebSockets {
         mqtt: None,
         amqp: Some(ConnectionContext {
-            hub: TestHub::new().hub,
+            hub: Arc::clone(&test.hub),
             acks: AckCounters::new(),
             stop: stop.clone(),
         }),
