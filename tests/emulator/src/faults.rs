@@ -72,6 +72,9 @@ pub(crate) struct Fault {
     /// The AMQP error condition, where that of the code is not what a test wants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) condition: Option<String>,
+    /// Only transfers whose bytes contain this text, in whichever message of a batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) containing: Option<String>,
     /// None is [`FaultAnswer::Refuse`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) answer: Option<FaultAnswer>,
@@ -88,6 +91,8 @@ pub(crate) enum FaultError {
     Code,
     #[error("only `attach` and `transfer` have a condition, which is an ASCII symbol")]
     Condition,
+    #[error("only `transfer` has content, of 1 to {CONDITION_CHARS_MAX} bytes")]
+    Content,
     #[error("an order has either a count of at most {FAULT_COUNT_MAX}, or it is standing")]
     Count,
     #[error("there are {FAULT_ORDERS_MAX} orders, the limit")]
@@ -133,6 +138,7 @@ impl Fault {
             standing: false,
             code,
             condition: None,
+            containing: None,
             answer: None,
         }
     }
@@ -178,6 +184,11 @@ impl Fault {
         {
             return Err(FaultError::Condition);
         }
+        let sizes = 1..=CONDITION_CHARS_MAX;
+        let is_content = |text: &String| self.kind == Transfer && sizes.contains(&text.len());
+        if !self.containing.as_ref().is_none_or(is_content) {
+            return Err(FaultError::Content);
+        }
         Ok(Failure {
             code,
             condition: self.condition.clone(),
@@ -192,6 +203,15 @@ struct Order {
     fault: Fault,
     identity: Option<Identity>,
     failure: Failure,
+}
+
+impl Order {
+    fn meets(&self, bytes: &[u8]) -> bool {
+        self.fault.containing.as_ref().is_none_or(|text| {
+            let mut windows = bytes.windows(text.len());
+            windows.any(|window| window == text.as_bytes())
+        })
+    }
 }
 
 /// The orders that are not used up, at most one for a kind and an identity, and one for a kind and
@@ -245,11 +265,20 @@ impl Faults {
 
     /// Uses up one failure of this kind, of this identity if the request belongs to one.
     pub(crate) fn take(&self, kind: FaultKind, who: Option<&Identity>) -> Option<Failure> {
+        self.take_with(kind, who, &[])
+    }
+
+    /// As [`Faults::take`], of a transfer with these bytes.
+    pub(crate) fn take_transfer(&self, who: &Identity, bytes: &[u8]) -> Option<Failure> {
+        self.take_with(FaultKind::Transfer, Some(who), bytes)
+    }
+
+    fn take_with(&self, kind: FaultKind, who: Option<&Identity>, bytes: &[u8]) -> Option<Failure> {
         let mut orders = self.orders.lock();
         let find = |wanted: Option<&Identity>| {
-            orders
-                .iter()
-                .position(|order| order.fault.kind == kind && order.identity.as_ref() == wanted)
+            orders.iter().position(|order| {
+                order.fault.kind == kind && order.identity.as_ref() == wanted && order.meets(bytes)
+            })
         };
         let own = who.and_then(|who| find(Some(who)));
         let at = own.or_else(|| find(None))?;
@@ -315,6 +344,25 @@ mod tests {
         assert_eq!(faults.list().len(), 1);
         faults.clear(None, Some(&leaf));
         assert_eq!(code(&faults, FaultKind::Transfer, Some(&leaf)), None);
+    }
+
+    #[test]
+    fn an_order_may_be_about_content() {
+        let faults = Faults::default();
+        let leaf = Identity::parse("leaf1").unwrap();
+        let order = |kind, text: &str| Fault {
+            containing: Some(text.to_owned()),
+            ..Fault::of(kind, 1, Some(400))
+        };
+        for (kind, text) in [(FaultKind::Twin, "poison"), (FaultKind::Transfer, "")] {
+            assert_eq!(faults.set(order(kind, text)), Err(FaultError::Content));
+        }
+        faults.set(order(FaultKind::Transfer, "poison")).unwrap();
+        assert_eq!(faults.take_transfer(&leaf, b"a poiso"), None);
+        assert_eq!(faults.list().len(), 1);
+        let failure = faults.take_transfer(&leaf, b"a poison.").unwrap();
+        assert_eq!(failure.condition(), "com.microsoft:argument-error");
+        assert_eq!(faults.take_transfer(&leaf, b"a poison."), None);
     }
 
     #[test]

@@ -64,7 +64,8 @@ impl Client<'_> {
         };
         let counters = &self.hub.counters;
         counters.add(identity, Counter::AmqpTransfers);
-        if let Some(failure) = self.hub.faults.take(FaultKind::Transfer, Some(identity)) {
+        let bytes = &incoming.payload;
+        if let Some(failure) = self.hub.faults.take_transfer(identity, bytes) {
             let error = error::ordered(&failure);
             let id = incoming.link;
             let outcome = match failure.answer {
