@@ -17,16 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(240);
 pub async fn connection(lab: &Lab, host: &str, mut case: Value) -> Value {
     let host = lab.host(host).expect("a host of the lab");
     let members = case.as_object_mut().expect("an object");
-    let mechanism = if members.contains_key("user") {
-        "PLAIN"
-    } else {
-        "ANONYMOUS"
-    };
     for (name, value) in [
         ("host", json!(host.hostname)),
         ("port", json!(host.ports.amqps)),
         ("ca", json!(lab.ca_file())),
-        ("mechanism", json!(mechanism)),
     ] {
         members.insert(name.to_owned(), value);
     }
