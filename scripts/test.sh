@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check and test, each step with its seconds: scripts/test.sh [--quick]
-#   --quick  leaves out what starts whole hierarchies (tests/e2e, tests/lab)
+#   --quick  leaves out what starts whole hierarchies (tests/e2e, tests/lab) or needs the SDKs
 #
 # Needs a Debian 12 with cargo; everything else it installs (packages through apt when it may, tools
 # and RocksDB into ~/.cache/edgehub, the SDKs into the checkout) or names. Idempotent.
@@ -77,7 +77,8 @@ documentation() {
 
 tests() {
   local filter=()
-  [ -z "$quick" ] || filter=(-E 'not (package(edgehub-tests) and not binary(tidy)) and not (package(edgehub-lab) and kind(test))')
+  [ -z "$quick" ] || filter=(-E 'not (package(edgehub-tests) and not binary(tidy)) and not (package(edgehub-lab) and kind(test))
+    and not (package(edgehub-amqp) and binary(interop))')
   # Seeded mutation of the fuzz corpora, all targets together.
   EDGEHUB_FUZZ_SECONDS=${EDGEHUB_FUZZ_SECONDS:-10} cargo nextest run "${selection[@]}" "${filter[@]}"
 }

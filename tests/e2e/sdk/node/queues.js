@@ -1,5 +1,5 @@
-// rhea against a server of plain queues on the port of the first argument: what it does is in
-// src/queues.rs, what came of it is printed as one JSON object.
+// rhea against a server of plain queues on the port of the first argument
+// (proto/amqp/tests/interop.rs): what came of it is printed as one JSON object.
 'use strict';
 
 const rhea = require('rhea');
@@ -73,9 +73,66 @@ async function receive(connection, address, count, settle) {
   return bodies;
 }
 
+// Neither side waits for the other to settle.
+async function settled(connection) {
+  const link = connection.open_sender({ target: 'settled', snd_settle_mode: 1 });
+  await until(link, ['sendable']);
+  const bodies = [];
+  for (let index = 0; index < SENT; index += 1) {
+    bodies.push(`settled ${index}`);
+    if (!link.sendable()) await until(link, ['sendable']);
+    link.send({ body: bodies[index] });
+  }
+  const receiver = connection.open_receiver({
+    source: 'settled',
+    snd_settle_mode: 1,
+    credit_window: 10,
+  });
+  const arrived = [];
+  await new Promise((resolve) => {
+    // Several come with one read.
+    receiver.on('message', (context) => {
+      arrived.push(context.delivery.remote_settled ? context.message.body : 'not settled');
+      if (arrived.length === SENT) resolve();
+    });
+  });
+  return JSON.stringify(arrived) === JSON.stringify(bodies);
+}
+
+// Sessions beside each other, each with links and a queue of its own.
+async function many(connection) {
+  const run = async (index) => {
+    const session = connection.create_session();
+    session.begin();
+    const queue = `many ${index}`;
+    const sent = await outcome(await sender(session, queue), queue);
+    const arrived = await receive(session, queue, 1, () => 'accept');
+    const closed = until(session, ['session_close']);
+    session.close();
+    await closed;
+    return sent === 'accepted' && arrived[0] === queue;
+  };
+  const all = await Promise.all(Array.from({ length: 50 }, (_, index) => run(index)));
+  return all.every((good) => good);
+}
+
+// Heartbeats keep a connection on which nothing happens, for longer than its time-out.
+async function idle() {
+  const { connection } = await connect({ idle_time_out: 5000 });
+  const lost = until(connection, ['disconnected', 'connection_close']).then(() => false);
+  const stays = new Promise((resolve) => setTimeout(() => resolve(true), 12000));
+  if (!(await Promise.race([lost, stays]))) return false;
+  const sent = await outcome(await sender(connection, 'idle'), 'alive');
+  connection.close();
+  return sent === 'accepted';
+}
+
 async function main() {
   const seen = {};
   const { connection } = await connect({});
+  seen.settled = await settled(connection);
+  seen.many = await many(connection);
+  seen.idle = await idle();
   const queue = await sender(connection, 'q');
   const bodies = [];
   for (let index = 0; index < SENT; index += 1) bodies.push(`message ${index}`);

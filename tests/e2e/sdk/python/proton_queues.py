@@ -1,10 +1,12 @@
-"""Apache Qpid Proton against a server of plain queues on the port of the first argument: what it does
-is in src/queues.rs, what came of it is printed as one JSON object."""
+"""Apache Qpid Proton against a server of plain queues on the port of the first argument
+(proto/amqp/tests/interop.rs): what came of it is printed as one JSON object."""
 
 import json
 import sys
+import time
 
 from proton import ConnectionException, Delivery, Message, ProtonException, Timeout
+from proton.reactor import AtMostOnce
 from proton.utils import BlockingConnection, LinkDetached, SendException
 
 PORT = sys.argv[1]
@@ -47,10 +49,48 @@ def settle(number):
     return {1: "release", 3: "reject"}.get(number, "accept")
 
 
+def settled(connection):
+    """Neither side waits for the other to settle."""
+    sender = connection.create_sender("settled", options=AtMostOnce())
+    bodies = [f"settled {index}" for index in range(SENT)]
+    for body in bodies:
+        sender.send(Message(body=body))
+    receiver = connection.create_receiver("settled", credit=10, options=AtMostOnce())
+    arrived = []
+    while len(arrived) < SENT:
+        arrived.append(receiver.receive(timeout=TIMEOUT_S).body)
+    return arrived == bodies
+
+
+def many(connection):
+    """Links beside each other, each with a queue of its own."""
+    links = []
+    for index in range(50):
+        queue = f"many {index}"
+        links.append((queue, connection.create_sender(queue)))
+    outcomes = [outcome(link, queue) for queue, link in links]
+    arrived = [receive(connection, queue, 1, lambda _: "accept") for queue, _ in links]
+    return outcomes == ["accepted"] * 50 and arrived == [[queue] for queue, _ in links]
+
+
+def idle():
+    """Heartbeats keep a connection on which nothing happens, for longer than its time-out."""
+    connection = connect(allowed_mechs="ANONYMOUS", heartbeat=10)
+    until = time.monotonic() + 12
+    try:
+        connection.wait(lambda: time.monotonic() > until)
+        return outcome(connection.create_sender("idle"), "alive") == "accepted"
+    finally:
+        connection.close()
+
+
 def main():
     seen = {}
     # Offered EXTERNAL, Proton takes that before anything else.
     connection = connect(allowed_mechs="ANONYMOUS")
+    seen["settled"] = settled(connection)
+    seen["many"] = many(connection)
+    seen["idle"] = idle()
     queue = connection.create_sender("q")
     bodies = [f"message {index}" for index in range(SENT)] + ["x" * 200000]
     seen["accepted"] = [outcome(queue, body) for body in bodies].count("accepted")
