@@ -9,8 +9,9 @@ use edgehub_lab::{AtStart, Binaries, Host, Lab, LabBuilder, Profile, StorageSync
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
-use crate::IngestOptions;
-use crate::load::{Client, Server};
+use crate::LoadOptions;
+use crate::amqp::Account;
+use crate::load::{Client, Server, Speech};
 use crate::mqtt::Login;
 
 /// The one edge of the lab.
@@ -43,10 +44,7 @@ impl Hub {
     ///
     /// # Errors
     /// When something does not build or start.
-    pub(crate) async fn start(
-        sync: StorageSync,
-        options: &IngestOptions,
-    ) -> Result<(Self, AtRest)> {
+    pub(crate) async fn start(sync: StorageSync, options: &LoadOptions) -> Result<(Self, AtRest)> {
         let binaries = Binaries::build(Profile::Release).await?;
         let lab = LabBuilder::new()
             .layers(1)
@@ -81,15 +79,23 @@ impl Hub {
         let name = ServerName::try_from(self.host()?.hostname.clone())?;
         Ok(Server {
             address: self.address()?,
+            amqp_address: (self.host()?.private_address, self.host()?.ports.amqps).into(),
             tls: Some((connector(self.lab.ca_file())?, name)),
             pid: self.lab.pid(EDGE)?,
         })
     }
 
-    /// One leaf for each connection.
+    /// One leaf for each connection, over MQTT.
     pub(crate) fn clients(&self, count: u16) -> Result<Vec<Client>> {
         (1..=count)
             .map(|number| self.client(&format!("leaf{number}")))
+            .collect()
+    }
+
+    /// The same over AMQP.
+    pub(crate) fn amqp_clients(&self, count: u16) -> Result<Vec<Client>> {
+        (1..=count)
+            .map(|number| self.amqp_client(&format!("leaf{number}")))
             .collect()
     }
 
@@ -122,17 +128,38 @@ impl Hub {
     }
 
     fn client(&self, id: &str) -> Result<Client> {
-        let connection = self.lab.connection_string(id, Some(EDGE))?;
-        let hub = &connection.host_name;
-        let resource = sas::resource(hub, id, None);
-        let expires = sas::expires_in(Duration::from_secs(24 * 3600));
-        let password = sas::token(&resource, &connection.shared_access_key, expires, None)?;
+        let (hub, password) = self.token(id)?;
         let user = format!("{hub}/{id}/?api-version=2021-04-12");
         Ok(Client {
-            client_id: id.to_owned(),
-            login: Some(Login { user, password }),
-            topic: format!("devices/{id}/messages/events/"),
+            id: id.to_owned(),
+            speech: Speech::Mqtt {
+                login: Some(Login { user, password }),
+                topic: format!("devices/{id}/messages/events/"),
+            },
         })
+    }
+
+    fn amqp_client(&self, id: &str) -> Result<Client> {
+        let (hub, password) = self.token(id)?;
+        let hub = hub.split('.').next().unwrap_or_default();
+        Ok(Client {
+            id: id.to_owned(),
+            speech: Speech::Amqp(Account {
+                user: format!("{id}@sas.{hub}"),
+                password,
+                address: format!("/devices/{id}/messages/events"),
+            }),
+        })
+    }
+
+    /// The IoT Hub's name, and a token for it.
+    fn token(&self, id: &str) -> Result<(String, String)> {
+        let connection = self.lab.connection_string(id, Some(EDGE))?;
+        let hub = connection.host_name;
+        let resource = sas::resource(&hub, id, None);
+        let expires = sas::expires_in(Duration::from_secs(24 * 3600));
+        let token = sas::token(&resource, &connection.shared_access_key, expires, None)?;
+        Ok((hub, token))
     }
 
     fn address(&self) -> Result<SocketAddr> {

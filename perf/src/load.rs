@@ -1,5 +1,5 @@
-//! The load: connections that keep a window of QoS 1 publishes in flight, each as fast as it is
-//! acknowledged (a closed loop).
+//! The load: connections that keep a window of messages in flight, each new one as soon as an older
+//! one is acknowledged (a closed loop). What is spoken is a [`Publisher`]'s business.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,15 +14,20 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use crate::gauge::{Rate, Reading};
-use crate::mqtt::{self, Answer, Login, PublishTemplate};
+use crate::{amqp, mqtt};
 
-/// Until CONNACK, and for the last acknowledgements.
+/// Until a client is let in, and for the last acknowledgements.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Bytes of answers that are read at once, and the longest of them.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// How to reach one server.
 #[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    /// Where AMQP is spoken; a peer that does not has no clients for it.
+    pub(crate) amqp_address: SocketAddr,
     /// Plain TCP when there is none.
     pub(crate) tls: Option<(TlsConnector, ServerName<'static>)>,
     /// For its CPU time.
@@ -32,9 +37,20 @@ pub(crate) struct Server {
 /// One connection's identity.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    pub(crate) client_id: String,
-    pub(crate) login: Option<Login>,
-    pub(crate) topic: String,
+    pub(crate) id: String,
+    pub(crate) speech: Speech,
+}
+
+/// What it speaks.
+#[derive(Clone, Debug)]
+pub(crate) enum Speech {
+    /// MQTT 3.1.1, to this topic.
+    Mqtt {
+        login: Option<mqtt::Login>,
+        topic: String,
+    },
+    /// AMQP 1.0.
+    Amqp(amqp::Account),
 }
 
 /// How much load for how long.
@@ -65,7 +81,24 @@ struct Shared {
     stop: AtomicBool,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// The sending side of a protocol, once it was let in.
+pub(crate) trait Publisher: Send {
+    /// Adds all messages that may be sent at `now`.
+    fn fill(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<()>;
+
+    /// Takes the complete answers at the front of `bytes`, and returns how many bytes those are.
+    /// `acknowledged` gets when each message was sent that an answer is about.
+    fn take(&mut self, bytes: &[u8], acknowledged: &mut dyn FnMut(Instant)) -> Result<usize>;
+
+    /// Messages that were sent and are not acknowledged.
+    fn in_flight(&self) -> usize;
+
+    /// What asks the server to close.
+    fn farewell(&self) -> Vec<u8>;
+}
+
+/// A connection's bytes.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Puts the load on a server and measures it after the warm-up.
@@ -76,21 +109,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 pub(crate) async fn run(server: &Server, clients: Vec<Client>, load: Load) -> Result<Outcome> {
     let shared = Arc::new(Shared::default());
     let mut tasks = JoinSet::new();
-    // All connections stand before the first publish.
-    let connecting = clients.into_iter().map(|client| async {
-        let open = tokio::time::timeout(ANSWER_MAX, connect(server, &client));
-        let stream = open.await.context("no CONNACK")?;
-        stream
-            .with_context(|| client.client_id.clone())
-            .map(|stream| (stream, client.topic))
-    });
-    let mut streams = Vec::new();
-    for connection in connecting {
-        streams.push(connection.await?);
+    // All connections stand before the first message.
+    let mut connections = Vec::new();
+    for client in clients {
+        let opened = tokio::time::timeout(ANSWER_MAX, connect(server, &client, load));
+        let opened = opened.await.context("no answer");
+        let (stream, publisher) = opened.flatten().with_context(|| client.id.clone())?;
+        connections.push(Connection::new(stream, publisher, Arc::clone(&shared)));
     }
-    for (stream, topic) in streams {
-        let template = PublishTemplate::new(&topic, load.body_bytes);
-        let connection = Connection::new(stream, template, load.window, Arc::clone(&shared));
+    for connection in connections {
         tasks.spawn(connection.run());
     }
     let rate = tokio::select! {
@@ -133,8 +160,16 @@ async fn measure(pid: u32, shared: &Shared, load: Load) -> Result<Rate> {
     Ok(last.rate_since(first))
 }
 
-async fn connect(server: &Server, client: &Client) -> Result<Box<dyn Stream>> {
-    let tcp = TcpStream::connect(server.address).await?;
+async fn connect(
+    server: &Server,
+    client: &Client,
+    load: Load,
+) -> Result<(Box<dyn Stream>, Box<dyn Publisher>)> {
+    let address = match client.speech {
+        Speech::Mqtt { .. } => server.address,
+        Speech::Amqp(_) => server.amqp_address,
+    };
+    let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     let mut stream: Box<dyn Stream> = match &server.tls {
         None => Box::new(tcp),
@@ -142,47 +177,35 @@ async fn connect(server: &Server, client: &Client) -> Result<Box<dyn Stream>> {
             Box::new(connector.connect(name.clone(), tcp).await.context("TLS")?)
         }
     };
-    stream
-        .write_all(&mqtt::connect(&client.client_id, client.login.as_ref()))
-        .await?;
-    stream.flush().await?;
-    let mut answer = [0; 4];
-    stream
-        .read_exact(&mut answer)
-        .await
-        .context("closed instead of CONNACK")?;
-    match mqtt::decode(&answer)? {
-        Some((Answer::ConnAck { code: 0 }, _)) => Ok(stream),
-        other => bail!("CONNECT was answered with {other:?}"),
-    }
+    let (body_bytes, window) = (load.body_bytes, load.window);
+    let publisher: Box<dyn Publisher> = match &client.speech {
+        Speech::Mqtt { login, topic } => {
+            mqtt::open(&mut *stream, &client.id, login.as_ref()).await?;
+            Box::new(mqtt::Sender::new(topic, body_bytes, window))
+        }
+        Speech::Amqp(account) => {
+            let opened = amqp::Sender::open(&mut *stream, account, body_bytes, window);
+            Box::new(opened.await?)
+        }
+    };
+    Ok((stream, publisher))
 }
 
-/// One publisher.
+/// One connection under load.
 struct Connection {
     stream: Box<dyn Stream>,
-    template: PublishTemplate,
+    publisher: Box<dyn Publisher>,
     shared: Arc<Shared>,
-    /// Packet ids that are not in flight.
-    free: Vec<u16>,
-    /// When each packet id, from 1 on, was sent; none while it is free.
-    sent: Vec<Option<Instant>>,
     out: Vec<u8>,
     latencies_us: Vec<u32>,
 }
 
 impl Connection {
-    fn new(
-        stream: Box<dyn Stream>,
-        template: PublishTemplate,
-        window: u16,
-        shared: Arc<Shared>,
-    ) -> Self {
+    fn new(stream: Box<dyn Stream>, publisher: Box<dyn Publisher>, shared: Arc<Shared>) -> Self {
         Self {
             stream,
-            template,
+            publisher,
             shared,
-            free: (1..=window).rev().collect(),
-            sent: vec![None; usize::from(window)],
             out: Vec::new(),
             latencies_us: Vec::new(),
         }
@@ -191,19 +214,19 @@ impl Connection {
     /// Publishes until it is told to stop, waits for what is in flight and returns the latencies of
     /// the measured time in microseconds.
     async fn run(mut self) -> Result<Vec<u32>> {
-        let mut buffer = vec![0; 16 * 1024];
+        // The longest answer fits, so the space behind `filled` never runs out.
+        let mut buffer = vec![0; ANSWER_BYTES_MAX];
         let mut filled = 0;
         loop {
             if self.shared.stop.load(Ordering::Relaxed) {
-                if self.free.len() == self.sent.len() {
-                    self.stream.write_all(&mqtt::DISCONNECT).await?;
+                if self.publisher.in_flight() == 0 {
+                    self.stream.write_all(&self.publisher.farewell()).await?;
                     self.stream.flush().await?;
                     return Ok(self.latencies_us);
                 }
             } else {
                 self.fill_window().await?;
             }
-            // Answers are four bytes each: the space behind `filled` never runs out.
             let space = buffer.get_mut(filled..).unwrap_or_default();
             let read = tokio::time::timeout(ANSWER_MAX, self.stream.read(space));
             let read = read
@@ -220,48 +243,30 @@ impl Connection {
     /// Everything that the window allows, in one write. The acknowledgements of a window fit into
     /// the socket's buffers, so the server can always write and this cannot wait for itself.
     async fn fill_window(&mut self) -> Result<()> {
-        if self.free.is_empty() {
-            return Ok(());
-        }
-        let now = Instant::now();
         self.out.clear();
-        while let Some(packet_id) = self.free.pop() {
-            self.template.write(packet_id, &mut self.out);
-            *self.slot(packet_id)? = Some(now);
+        self.publisher.fill(Instant::now(), &mut self.out)?;
+        if self.out.is_empty() {
+            return Ok(());
         }
         self.stream.write_all(&self.out).await?;
         Ok(self.stream.flush().await?)
     }
 
     fn take_answers(&mut self, bytes: &[u8]) -> Result<usize> {
-        let (mut used, mut acknowledged) = (0, 0);
+        let mut acknowledged = 0;
         let measuring = self.shared.measuring.load(Ordering::Relaxed);
-        let now = Instant::now();
-        while let Some((answer, length)) = mqtt::decode(bytes.get(used..).unwrap_or_default())? {
-            used += length;
-            let Answer::PubAck { packet_id } = answer else {
-                bail!("a second CONNACK");
-            };
-            let sent = self.slot(packet_id)?.take();
-            let sent = sent.with_context(|| format!("packet id {packet_id} is not in flight"))?;
-            self.free.push(packet_id);
+        let (now, latencies) = (Instant::now(), &mut self.latencies_us);
+        let used = self.publisher.take(bytes, &mut |sent| {
             acknowledged += 1;
             if measuring {
                 let micros = now.duration_since(sent).as_micros();
-                self.latencies_us
-                    .push(u32::try_from(micros).unwrap_or(u32::MAX));
+                latencies.push(u32::try_from(micros).unwrap_or(u32::MAX));
             }
-        }
+        })?;
         self.shared
             .acknowledged
             .fetch_add(acknowledged, Ordering::Relaxed);
         Ok(used)
-    }
-
-    fn slot(&mut self, packet_id: u16) -> Result<&mut Option<Instant>> {
-        let at = usize::from(packet_id).checked_sub(1);
-        at.and_then(|at| self.sent.get_mut(at))
-            .context("a packet id that was never used")
     }
 }
 
@@ -274,8 +279,8 @@ mod tests {
     fn connection(window: u16) -> (Connection, DuplexStream, Arc<Shared>) {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let shared = Arc::new(Shared::default());
-        let template = PublishTemplate::new("t", 4);
-        let connection = Connection::new(Box::new(ours), template, window, Arc::clone(&shared));
+        let publisher = Box::new(mqtt::Sender::new("t", 4, window));
+        let connection = Connection::new(Box::new(ours), publisher, Arc::clone(&shared));
         (connection, theirs, shared)
     }
 

@@ -3,7 +3,9 @@
 //! `mqtt-ingest` sends QoS 1 publishes in a closed loop to one hub (release build, TLS, each way of
 //! `StorageSync`) and to Debian's mosquitto without persistence, with the same certificates. What
 //! it prints to compare is server CPU per message: messages per second depend on the load
-//! generator, which shares the machine's cores with the servers.
+//! generator, which shares the machine's cores with the servers. `amqp-ingest` sends unsettled AMQP
+//! transfers, and beside them the same load over MQTT. `drain` lets a hub send on what an outage has
+//! queued, over each of the upstream protocols.
 
 #![allow(
     clippy::disallowed_methods,
@@ -12,6 +14,8 @@
     reason = "a measuring program reads the real clock and prints its table"
 )]
 
+mod amqp;
+mod drain;
 mod gauge;
 mod hub;
 mod ingest;
@@ -40,15 +44,32 @@ struct Arguments {
 enum Scenario {
     /// Durable QoS 1 publishes into one hub, beside mosquitto.
     MqttIngest(IngestOptions),
+    /// Durable AMQP transfers into one hub, beside MQTT.
+    AmqpIngest(LoadOptions),
+    /// What an outage has queued, upstream.
+    Drain(DrainOptions),
 }
 
-/// How much load, for how long, on whom.
+/// Load, and what stands beside the hub.
 #[derive(Clone, Debug, clap::Args)]
 struct IngestOptions {
+    #[command(flatten)]
+    load: LoadOptions,
+    /// Measure mosquitto without TLS too.
+    #[arg(long)]
+    plain: bool,
+    /// Leave mosquitto out.
+    #[arg(long)]
+    no_peer: bool,
+}
+
+/// How much load, for how long.
+#[derive(Clone, Debug, clap::Args)]
+struct LoadOptions {
     /// Connections, each a device of its own.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     connections: u16,
-    /// Unacknowledged publishes per connection.
+    /// Unacknowledged messages per connection.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     window: u16,
     /// Body size in bytes; may be given several times.
@@ -64,18 +85,35 @@ struct IngestOptions {
     /// the hub's CPU time is that of taking and storing messages alone.
     #[arg(long)]
     forward: bool,
-    /// Measure mosquitto without TLS too.
-    #[arg(long)]
-    plain: bool,
-    /// Leave mosquitto out.
-    #[arg(long)]
-    no_peer: bool,
     /// Also write the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-impl IngestOptions {
+/// How much is queued, and how far away the IoT Hub is.
+#[derive(Clone, Debug, clap::Args)]
+struct DrainOptions {
+    /// Devices that send.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    senders: u16,
+    /// Messages of all of them together.
+    #[arg(long, default_value_t = 200_000)]
+    messages: u64,
+    /// Body size in bytes.
+    #[arg(long, default_value_t = 256)]
+    size: usize,
+    /// Milliseconds that a round trip takes longer; may be given several times.
+    #[arg(long = "rtt", default_values_t = [0, 50])]
+    round_trips_ms: Vec<u64>,
+    /// Upstream protocol; may be given several times.
+    #[arg(long = "upstream", default_values_t = ["Amqp".to_owned(), "Mqtt".to_owned()])]
+    upstreams: Vec<String>,
+    /// Also write the figures to this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl LoadOptions {
     const fn warm_up(&self) -> Duration {
         Duration::from_secs(self.warm_up)
     }
@@ -100,7 +138,9 @@ async fn main() -> ExitCode {
 async fn measure() -> Result<()> {
     let scenario = async {
         match Arguments::parse().scenario {
-            Scenario::MqttIngest(options) => ingest::run(&options).await,
+            Scenario::MqttIngest(options) => ingest::mqtt(&options).await,
+            Scenario::AmqpIngest(options) => ingest::amqp(&options).await,
+            Scenario::Drain(options) => drain::run(&options).await,
         }
     };
     let (mut terminate, mut interrupt) = (

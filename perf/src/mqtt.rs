@@ -3,7 +3,12 @@
 //! The codec is this small so that the generator's own cost stays out of the figures as far as
 //! possible, and so that it is neither the hub's codec nor that of the tests.
 
-use anyhow::{Result, bail, ensure};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::load::{Publisher, Stream};
 
 /// Asks the server to close.
 pub(crate) const DISCONNECT: [u8; 2] = [0xE0, 0];
@@ -19,7 +24,7 @@ pub(crate) struct Login {
 }
 
 /// A CONNECT packet with clean session and a keep-alive that never comes due in a measurement.
-pub(crate) fn connect(client_id: &str, login: Option<&Login>) -> Vec<u8> {
+fn connect(client_id: &str, login: Option<&Login>) -> Vec<u8> {
     const CLEAN_SESSION: u8 = 0x02;
     const USER_AND_PASSWORD: u8 = 0xC0;
     const KEEP_ALIVE_SECS: u16 = 600;
@@ -39,15 +44,95 @@ pub(crate) fn connect(client_id: &str, login: Option<&Login>) -> Vec<u8> {
     packet(0x10, &body)
 }
 
+/// Sends CONNECT and waits until it is accepted.
+///
+/// # Errors
+/// When it is not.
+pub(crate) async fn open(
+    stream: &mut dyn Stream,
+    client_id: &str,
+    login: Option<&Login>,
+) -> Result<()> {
+    stream.write_all(&connect(client_id, login)).await?;
+    stream.flush().await?;
+    let mut answer = [0; 4];
+    stream
+        .read_exact(&mut answer)
+        .await
+        .context("closed instead of CONNACK")?;
+    match decode(&answer)? {
+        Some((Answer::ConnAck { code: 0 }, _)) => Ok(()),
+        other => bail!("CONNECT was answered with {other:?}"),
+    }
+}
+
+/// A window of QoS 1 publishes.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    template: PublishTemplate,
+    /// Packet ids that are not in flight.
+    free: Vec<u16>,
+    /// When each packet id, from 1 on, was sent; none while it is free.
+    sent: Vec<Option<Instant>>,
+}
+
+impl Sender {
+    pub(crate) fn new(topic: &str, body_bytes: usize, window: u16) -> Self {
+        Self {
+            template: PublishTemplate::new(topic, body_bytes),
+            free: (1..=window).rev().collect(),
+            sent: vec![None; usize::from(window)],
+        }
+    }
+
+    fn slot(&mut self, packet_id: u16) -> Result<&mut Option<Instant>> {
+        let at = usize::from(packet_id).checked_sub(1);
+        at.and_then(|at| self.sent.get_mut(at))
+            .context("a packet id that was never used")
+    }
+}
+
+impl Publisher for Sender {
+    fn fill(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<()> {
+        while let Some(packet_id) = self.free.pop() {
+            self.template.write(packet_id, out);
+            *self.slot(packet_id)? = Some(now);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: &[u8], acknowledged: &mut dyn FnMut(Instant)) -> Result<usize> {
+        let mut used = 0;
+        while let Some((answer, length)) = decode(bytes.get(used..).unwrap_or_default())? {
+            used += length;
+            let Answer::PubAck { packet_id } = answer else {
+                bail!("a second CONNACK");
+            };
+            let sent = self.slot(packet_id)?.take();
+            acknowledged(sent.with_context(|| format!("packet id {packet_id} is not in flight"))?);
+            self.free.push(packet_id);
+        }
+        Ok(used)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.sent.len() - self.free.len()
+    }
+
+    fn farewell(&self) -> Vec<u8> {
+        DISCONNECT.to_vec()
+    }
+}
+
 /// One PUBLISH of QoS 1; only its packet id changes from one to the next.
 #[derive(Clone, Debug)]
-pub(crate) struct PublishTemplate {
+struct PublishTemplate {
     before: Vec<u8>,
     after: Vec<u8>,
 }
 
 impl PublishTemplate {
-    pub(crate) fn new(topic: &str, body_bytes: usize) -> Self {
+    fn new(topic: &str, body_bytes: usize) -> Self {
         const QOS_1: u8 = 0x32;
         let mut head = Vec::new();
         push_text(&mut head, topic);
@@ -59,7 +144,7 @@ impl PublishTemplate {
         Self { before, after }
     }
 
-    pub(crate) fn write(&self, packet_id: u16, out: &mut Vec<u8>) {
+    fn write(&self, packet_id: u16, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.before);
         out.extend_from_slice(&packet_id.to_be_bytes());
         out.extend_from_slice(&self.after);
@@ -68,7 +153,7 @@ impl PublishTemplate {
 
 /// What a server answers to a publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+enum Answer {
     /// Accepted when the code is 0.
     ConnAck { code: u8 },
     /// The publish with this packet id is taken.
@@ -76,7 +161,7 @@ pub(crate) enum Answer {
 }
 
 /// The first complete packet of `bytes` and its length; `None` while it is not complete.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Option<(Answer, usize)>> {
+fn decode(bytes: &[u8]) -> Result<Option<(Answer, usize)>> {
     let Some((&kind, rest)) = bytes.split_first() else {
         return Ok(None);
     };

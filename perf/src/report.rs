@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::IngestOptions;
+use crate::LoadOptions;
 use crate::hub::AtRest;
 use crate::load::Outcome;
 
@@ -77,11 +77,11 @@ impl Row {
 }
 
 impl Report {
-    pub(crate) fn new(machine: String, options: &IngestOptions) -> Self {
+    pub(crate) fn new(machine: String, options: &LoadOptions) -> Self {
         let link = if options.forward { "open" } else { "cut" };
         println!("{machine}; the load shares it with the servers");
         println!(
-            "{} connections, {} in flight each, QoS 1, {} s after {} s of warm-up; upstream {link}",
+            "{} connections, {} in flight each, {} s after {} s of warm-up; upstream {link}",
             options.connections, options.window, options.seconds, options.warm_up,
         );
         println!(
