@@ -1,5 +1,6 @@
 //! The whole bridge over AMQP, over real sockets, TLS and WebSockets, against the server engine.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -219,18 +220,26 @@ async fn the_own_port_is_preferred_and_a_set_protocol_is_not_left() {
     let parent = FakeParent::new();
     let (own, web) = (Connections::default(), Connections::default());
     let ports = (parent.free_port().await, parent.free_port().await);
-    let _own = own.on_port(&parent, ports.0).await;
+    let serving = own.on_port(&parent, ports.0).await;
     let _web = web.on_web_socket(&parent, ports.1).await;
     let unset = hub(&parent, ports, Protocol::AmqpOrWs);
     unset.append("leaf1", 0..100).await;
     eventually("delivery", || unset.queue.length() == 0).await;
     assert_eq!(own.ledger("leaf1").len(), 100);
     unset.stop().await;
-    drop(_own);
+    serving.stop().await;
+    // From now on whoever comes there is sent away.
+    let dials = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dials);
+    let send_away = move |stream| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move { drop(stream) }
+    };
+    let _closed = parent.serve_tls(ports.0, send_away).await;
     let set = hub(&parent, ports, Protocol::Amqp);
     set.append("leaf1", 0..100).await;
-    eventually("failures", || set.bridge.lane_counts().borrow().lanes > 0).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    eventually("three dials", || dials.load(Ordering::Relaxed) >= 3).await;
+    assert_eq!(web.count(), 0);
     assert_eq!(set.queue.length(), 100);
     set.stop().await;
 }
