@@ -5,7 +5,7 @@
 //! whatever comes first (design.md section 4).
 //!
 //! Lifetime: the task ends when the peer closes or leaves, breaks the protocol, falls silent,
-//! presents no credential, does not read, a message cannot be stored, or the hub stops.
+//! presents no credential, does not read, or the hub stops.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,7 +27,7 @@ use super::limits::{FAREWELL_MAX, JOBS_MAX};
 use super::transport::Transport;
 use crate::admission::Stranger;
 use crate::hub::{Hub, ToClient};
-use crate::telemetry::metrics::{self, AckCounters};
+use crate::telemetry::metrics::AckCounters;
 
 /// What connections of one listener share.
 #[derive(Clone, Debug)]
@@ -50,9 +50,6 @@ pub enum ConnectionEnd {
     /// The transport failed, or the peer left without a close.
     #[error("the transport failed: {0}")]
     Transport(#[from] io::Error),
-    /// A message could not be stored: nothing of it was accepted.
-    #[error("a message could not be stored")]
-    NotStored,
     /// The peer does not read what is written.
     #[error("the peer does not read")]
     NotReading,
@@ -129,7 +126,7 @@ where
 {
     async fn turns(&mut self) -> Result<Infallible, ConnectionEnd> {
         let clock = Arc::clone(self.context.hub.clock());
-        let progress = Arc::clone(self.head.telemetry.gather.progress());
+        let mut progress = Arc::clone(self.head.telemetry.gather.progress());
         loop {
             // Also without fresh bytes: some may have waited for a verdict.
             let now = clock.instant();
@@ -165,12 +162,14 @@ where
                     self.head.dismissed(&guard.identity, guard.generation);
                 }
                 () = progress.changed() => {
-                    if progress.failed() {
-                        return Err(ConnectionEnd::NotStored);
-                    }
                     let count = self.head.committed(progress.committed());
                     self.context.acks.acks.increment(count);
                     self.context.acks.writes.increment(1);
+                    if progress.failed() {
+                        // Whoever sent what waits there sends it again.
+                        self.appending = None;
+                        progress = self.head.not_stored();
+                    }
                 }
                 appended = append_done(&mut self.appending) => {
                     self.appending = None;
@@ -243,23 +242,11 @@ where
 
     /// What is due still leaves, and what was read is stored.
     async fn farewell(&mut self, end: &ConnectionEnd) {
-        match end {
-            ConnectionEnd::Stopping => {
-                // The reference's words (spec/amqp.md 1.1).
-                let text = "Server busy, please retry operation";
-                let error = condition::error(condition::DETACH_FORCED, text);
-                self.head.close(error);
-            }
-            ConnectionEnd::NotStored => {
-                for sender in self.head.uncommitted_senders() {
-                    metrics::messages_unacknowledged(sender).increment(1);
-                }
-                tracing::warn!("An AMQP connection is closed: {end}");
-                let text = "a message could not be stored";
-                self.head
-                    .close(condition::error(condition::INTERNAL_ERROR, text));
-            }
-            _ => {}
+        if let ConnectionEnd::Stopping = end {
+            // The reference's words (spec/amqp.md 1.1).
+            let text = "Server busy, please retry operation";
+            let error = condition::error(condition::DETACH_FORCED, text);
+            self.head.close(error);
         }
         let clock = Arc::clone(self.context.hub.clock());
         let writes = async {
@@ -272,9 +259,6 @@ where
         };
         let _ = timeout(FAREWELL_MAX, writes).await;
         self.head.finish();
-        if matches!(end, ConnectionEnd::NotStored) {
-            return;
-        }
         let rest = async {
             if let Some(appending) = self.appending.take() {
                 appending.await?;

@@ -20,6 +20,36 @@ use crate::test_support::{NOW_S, TestHub, id, key, leaf, sample_cache, token, to
 
 const UNAUTHORIZED: &str = "amqp:unauthorized-access";
 
+/// Whoever sent what a commit could not store sends it again, on a link of its own choice; whoever
+/// sent nothing is not touched.
+#[cfg(feature = "faults")]
+#[tokio::test]
+async fn a_failed_commit_ends_the_links_of_its_senders_only() {
+    let head = Head::new();
+    let faults = head.hub.hub.store().faults();
+    let mut client = head.client(&["leaf0", "leaf1"]).await;
+    let mut unlucky = client.telemetry("leaf0").await.unwrap();
+    let mut other = client.telemetry("leaf1").await.unwrap();
+    assert_eq!(send(&mut unlucky, data(b"1")).await, Ok(()));
+    faults.fail_next(1);
+    let failed = send(&mut unlucky, data(b"2")).await;
+    assert_eq!(failed.unwrap_err(), "amqp:internal-error");
+    assert_eq!(send(&mut other, data(b"3")).await, Ok(()));
+    let mut again = client.telemetry("leaf0").await.unwrap();
+    assert_eq!(send(&mut again, data(b"2")).await, Ok(()));
+    let senders: Vec<_> = head.stored().await.into_iter().map(|one| one.0).collect();
+    assert_eq!(senders, ["leaf0", "leaf1", "leaf0"]);
+
+    // Alone on its connection, it goes with it.
+    let mut alone = head.client(&["edge1/modA"]).await;
+    let mut link = alone.telemetry("edge1/modA").await.unwrap();
+    faults.fail_next(1);
+    let failed = send(&mut link, data(b"4")).await;
+    assert_eq!(failed.unwrap_err(), "amqp:internal-error");
+    let end = alone.task.await.unwrap();
+    assert!(matches!(end, ConnectionEnd::Protocol(_)), "{end}");
+}
+
 // Tokens
 
 #[tokio::test]

@@ -89,11 +89,12 @@ impl Telemetry {
         None
     }
 
-    /// The links of deliveries that wait for a commit.
-    pub(super) fn uncommitted_links(&self) -> impl Iterator<Item = LinkId> {
-        self.uncommitted
-            .iter()
-            .map(|delivery| delivery.received.link())
+    /// Forgets all that waits for a commit, which failed, and begins anew. The links it came on.
+    pub(super) fn restart(&mut self) -> impl Iterator<Item = LinkId> + use<> {
+        let hub = Arc::clone(self.gather.hub());
+        let before = std::mem::replace(self, Self::new(hub));
+        let links = before.uncommitted.into_iter();
+        links.map(|delivery| delivery.received.link())
     }
 
     /// Everything up to this sequence number is stored: `settle` gets what is done.

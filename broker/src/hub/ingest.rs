@@ -112,6 +112,12 @@ impl Gather {
         &self.progress
     }
 
+    /// Whose store they go to.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
     /// Takes a message: routes it and adds it to the batch, or drops it.
     pub fn take(
         &mut self,

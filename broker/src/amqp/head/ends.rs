@@ -1,12 +1,17 @@
 //! How clients of a connection end, and the connection with the last of them (spec/amqp.md 11).
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use edgehub_amqp::connection::LinkId;
 use edgehub_amqp::performative::ErrorInfo;
 use edgehub_proto::identity::Identity;
+use edgehub_storage::CommitProgress;
 
 use super::Head;
 use crate::amqp::client::Client;
 use crate::amqp::condition;
+use crate::telemetry::metrics;
 
 impl Head {
     /// A client's place was taken by another connection, or its right was revoked.
@@ -56,6 +61,23 @@ impl Head {
         tracing::info!("Connection of {identity} closed");
     }
 
+    /// A commit failed: nothing later of those who wait for one may be stored before what was lost,
+    /// so their links end. The others go on, with the progress that is returned.
+    pub(in crate::amqp) fn not_stored(&mut self) -> Arc<CommitProgress> {
+        let links = self.telemetry.restart();
+        let senders: BTreeSet<Identity> = links
+            .filter_map(|link| Some(self.owners.get(&link)?.0.clone()))
+            .collect();
+        let text = "a message could not be stored";
+        let error = condition::error(condition::INTERNAL_ERROR, text);
+        for sender in senders {
+            metrics::messages_unacknowledged(&sender).increment(1);
+            tracing::warn!("AMQP links of {sender} are detached: {text}");
+            self.drop_client(&sender, &error);
+        }
+        Arc::clone(self.telemetry.gather.progress())
+    }
+
     /// The connection is over: its clients leave.
     pub(in crate::amqp) fn finish(&mut self) {
         let identities: Vec<Identity> = self.clients.keys().cloned().collect();
@@ -64,7 +86,7 @@ impl Head {
         }
     }
 
-    /// The hub stops, or cannot store.
+    /// The hub stops.
     pub(in crate::amqp) fn close(&mut self, error: ErrorInfo) {
         self.engine.close(Some(error));
     }

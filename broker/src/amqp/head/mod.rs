@@ -332,14 +332,6 @@ impl Head {
         self.stirred.insert(watch.identity);
     }
 
-    /// Senders whose telemetry waits for a commit.
-    pub(super) fn uncommitted_senders(&self) -> BTreeSet<&Identity> {
-        self.telemetry
-            .uncommitted_links()
-            .filter_map(|link| Some(&self.owners.get(&link)?.0))
-            .collect()
-    }
-
     /// Whether a refusal is worth a line: a peer without any right could fill the log.
     fn is_told(&mut self) -> bool {
         self.refusals += 1;

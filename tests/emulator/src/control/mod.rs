@@ -73,7 +73,8 @@
 //!   identity's requests: for HTTPS the one that the path names below `devices` or `twins`.
 //!   Replaces the order of that kind and identity; that of an identity goes before that of
 //!   everybody. `attach` and `transfer` take `"condition":"amqp:…"` to be used instead of the one
-//!   of the code. `"answer"` says what happens otherwise than usual: `"close"` (the connection,
+//!   of the code, and `transfer` `"containing":"text"`: only transfers whose bytes contain it.
+//!   `"answer"` says what happens otherwise than usual: `"close"` (the connection,
 //!   with the error) or `"silence"` for `put_token`, `attach` and `transfer`; `"detach"`,
 //!   `"release"` or `"modify"` for `transfer`, which usually is rejected. The same answer.
 //! - `DELETE /faults`: `[]`. With `?kind=twin`, `?client_id=leaf1` or both: only those; the rest is
