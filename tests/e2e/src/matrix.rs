@@ -1,16 +1,18 @@
 //! The matrix of SDKs, protocols, kinds of client and layers: what every cell does, and what must come
-//! of it (acceptance 2 of the MQTT and of the AMQP issue).
+//! of it (acceptance 2 of the MQTT and of the AMQP issue). The service side is Microsoft's SDKs too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgehub_lab::{DeviceSpec, Lab, LabBuilder};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::PATIENCE;
 use crate::agent::{Agent, Protocol, Sdk};
 use crate::service::{DESIRED, METHODS, Service};
+use crate::service_sdk::{Outgoing, ServiceSdk, StartAt, Transport};
 
 /// A kind of client, with a name that is part of its ids.
 pub type Kind = (&'static str, Sdk, Protocol);
@@ -27,6 +29,10 @@ pub const DIRECT: &str = "direct";
 const RESPONSE_SECS: u64 = 5;
 /// Of a call that may come before the subscription.
 const CONNECT_SECS: u64 = 60;
+/// What the service SDK throws when a method is not answered in time.
+const NO_ANSWER: [&str; 2] = ["GatewayTimeoutError", "504101"];
+/// How often a twin is looked at while somebody waits for a change of it.
+const POLL: Duration = Duration::from_millis(50);
 
 /// A hierarchy in which every cell of the matrix has an identity of its own.
 #[must_use]
@@ -94,7 +100,7 @@ impl Cell {
             // The agent's one handler is asked.
             Sdk::Python => json!({"status": 501, "payload": {"unknown": "nobody"}}),
             // The SDK has handlers by name, and answers nothing where there is none.
-            Sdk::Node => json!([504, 504_101]),
+            Sdk::Node => json!(NO_ANSWER),
         };
         let mut expected = json!({
             "telemetry": {"body": "21", "properties": {"room": "a b/c"}},
@@ -102,29 +108,34 @@ impl Cell {
             "reported": {"color": "blue", "list": [1, 2], "count": 3},
             "desired": {"color": "red"},
             "answered": {"status": 200, "payload": {"echo": {"x": [1, "two", null]}}},
-            "unanswered": [504, 504_101],
+            "unanswered": NO_ANSWER,
             "unknown": unknown,
         });
         if !self.is_module {
-            let message = json!({"body": "to you", "message_id": "m1", "properties": {"p": "1 & 2"},
-                "outcome": "completed"});
+            let message = json!({"body": "to you", "message_id": self.message_id(),
+                "properties": {"p": "1 & 2"}, "outcome": "Success"});
             expected["c2d"] = message;
         }
         expected
     }
 
+    /// Of its cloud-to-device message, which the feedback names.
+    fn message_id(&self) -> String {
+        format!("to {}", self.id())
+    }
+
     /// Everything that a client can do, and what came of it.
-    async fn live(&self, lab: &Lab, agent: &Agent) -> Value {
+    async fn live(&self, lab: &Lab, sdk: &ServiceSdk, agent: &Agent) -> Value {
         let (id, service) = (self.id(), Service::of(lab));
         let mut seen = json!({});
         agent.must("connect", Value::Null).await;
 
         let message = json!({"body": "21", "properties": {"room": "a b/c"}});
         agent.must("send", message).await;
-        seen["telemetry"] = telemetry(lab, &id).await;
+        seen["telemetry"] = telemetry(lab, sdk, &id).await;
 
         let first = json!({"color": "blue", "nested": {"n": 1}});
-        let version = service.desire(&id, &first).await;
+        let version = desire(sdk, &id, &first).await;
         let twin = agent.must("get_twin", Value::Null).await;
         let mut desired = twin["desired"].clone();
         assert_eq!(desired["$version"], version, "{id}: {twin}");
@@ -133,17 +144,12 @@ impl Cell {
 
         let patch = json!({"patch": {"color": "blue", "list": [1, 2], "count": 3}});
         agent.must("patch_reported", patch).await;
-        let twin = service
-            .twin_that(&id, "reported patch", |twin| {
-                twin["properties"]["reported"]["count"] == json!(3)
-            })
-            .await;
-        seen["reported"] = twin["properties"]["reported"].clone();
+        seen["reported"] = reported(sdk, &id, |reported| reported["count"] == json!(3)).await;
         strip(&mut seen["reported"]);
 
         agent.must("watch_desired", Value::Null).await;
         service.subscribed(&id, DESIRED).await;
-        let version = service.desire(&id, &json!({"color": "red"})).await;
+        let version = desire(sdk, &id, &json!({"color": "red"})).await;
         let event = agent
             .event("desired", |event| event["patch"]["color"] == json!("red"))
             .await;
@@ -155,25 +161,38 @@ impl Cell {
         let payload = json!({"x": [1, "two", null]});
         // The first one may come before the subscription: it waits for it.
         let call =
-            |name: &'static str| service.call(&id, name, &payload, CONNECT_SECS, RESPONSE_SECS);
+            |name: &'static str| sdk.invoke(&id, name, &payload, CONNECT_SECS, RESPONSE_SECS);
         seen["answered"] = outcome(call("echo").await);
         service.subscribed(&id, METHODS).await;
         let (unanswered, unknown) = tokio::join!(call("unanswered"), call("nobody"));
         seen["unanswered"] = outcome(unanswered);
         seen["unknown"] = outcome(unknown);
         if !self.is_module {
-            seen["c2d"] = self.receive(&service, agent).await;
+            seen["c2d"] = self.receive(sdk, agent).await;
         }
         seen
     }
 
-    async fn receive(&self, service: &Service<'_>, agent: &Agent) -> Value {
+    async fn receive(&self, sdk: &ServiceSdk, agent: &Agent) -> Value {
         let id = self.id();
         agent.must("watch_c2d", Value::Null).await;
-        let message = json!({"body": "to you", "message_id": "m1", "properties": {"p": "1 & 2"}});
-        let number = service.send(&id, &message).await;
+        let message = Outgoing {
+            body: "to you".to_owned(),
+            message_id: self.message_id(),
+            ack: Some("full"),
+            time_to_live: None,
+            properties: vec![("p".to_owned(), "1 & 2".to_owned())],
+        };
+        let sent = sdk.send(&id, &message).await;
+        sent.unwrap_or_else(|error| panic!("{id}: {error}"));
         let mut event = agent.event("c2d", |_| true).await;
-        event["outcome"] = service.outcome(&id, number).await;
+        let feedback = sdk.feedback(&message.message_id).await;
+        assert_eq!(feedback.device_id, id);
+        event["outcome"] = json!(feedback.status_code);
+        if let Some(properties) = event["properties"].as_object_mut() {
+            // Node over MQTT knows no such member, and shows what it does not know as a property.
+            properties.retain(|name, value| name != "iothub-ack" || value != "full");
+        }
         let event = event.as_object_mut().expect("an object");
         event.remove("event");
         event.remove("input");
@@ -181,9 +200,42 @@ impl Cell {
     }
 }
 
-/// A result of a method as the operator sees it.
-fn outcome(result: Result<Value, (u16, Value)>) -> Value {
-    result.unwrap_or_else(|(status, code)| json!([status, code]))
+/// A result of a method as the operator's program sees it: of an error its name, and the IoT Hub's
+/// code in its text.
+fn outcome(result: Result<Value, String>) -> Value {
+    result.unwrap_or_else(|error| {
+        let name = error.split(':').next().unwrap_or_default();
+        let code = error.split("errorCode").nth(1).unwrap_or_default();
+        let code: String = code
+            .chars()
+            .skip_while(|c| !c.is_ascii_digit())
+            .take_while(char::is_ascii_digit)
+            .collect();
+        json!([name, code])
+    })
+}
+
+/// Changes desired properties; their new version.
+async fn desire(sdk: &ServiceSdk, id: &str, desired: &Value) -> Value {
+    let patch = json!({"properties": {"desired": desired}});
+    let twin = sdk.update_twin(id, &patch, "*").await;
+    let twin = twin.unwrap_or_else(|error| panic!("{id}: {error}"));
+    twin["properties"]["desired"]["$version"].clone()
+}
+
+/// Reported properties, as soon as they fit.
+async fn reported(sdk: &ServiceSdk, id: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let twin = sdk.twin(id).await;
+        let twin = twin.unwrap_or_else(|error| panic!("{id}: {error}"));
+        let reported = &twin["properties"]["reported"];
+        if fits(reported) {
+            return reported.clone();
+        }
+        assert!(Instant::now() < deadline, "{id}: no reported patch: {twin}");
+        sleep(POLL).await;
+    }
 }
 
 /// Without what the hub adds.
@@ -193,22 +245,37 @@ fn strip(section: &mut Value) {
     }
 }
 
-/// The one message of this sender.
-async fn telemetry(lab: &Lab, id: &str) -> Value {
-    let ledger = lab.ledger();
-    let arrived = ledger.wait_until(PATIENCE, |arrivals| {
-        arrivals.iter().any(|one| one.is_from(id))
+/// The one message of this sender, as a reader of the event hub gets it.
+async fn telemetry(lab: &Lab, sdk: &ServiceSdk, id: &str) -> Value {
+    let (device, module) = match id.split_once('/') {
+        Some((device, module)) => (device, json!(module)),
+        None => (id, Value::Null),
+    };
+    let event = sdk.agent().event("telemetry", |event| {
+        let system = &event["system"];
+        system["iothub-connection-device-id"] == json!(device)
+            && system["iothub-connection-module-id"] == module
     });
-    arrived
-        .await
-        .unwrap_or_else(|error| panic!("the message of {id}: {error:#}"));
-    let entries = ledger.entries_of(id).expect("the ledger is readable");
+    let event = event.await;
+    let entries = lab.ledger().entries_of(id).expect("the ledger is readable");
     assert_eq!(entries.len(), 1, "{id}");
-    let entry = entries.first().expect("an entry");
     json!({
-        "body": String::from_utf8_lossy(&entry.body().expect("a body")),
-        "properties": entry.properties,
+        // The SDK has read what is JSON.
+        "body": event["body"].as_str().map_or_else(|| event["body"].to_string(), str::to_owned),
+        "properties": event["properties"],
     })
+}
+
+/// The service side of a lab: it reads all telemetry from the beginning, and feedback.
+async fn service_sdk(lab: &Lab) -> ServiceSdk {
+    let sdk = ServiceSdk::start(lab, Transport::Amqp);
+    let partitions = sdk.partition_ids().await.expect("partitions");
+    for partition in partitions {
+        let reads = sdk.read(&partition, &partition, StartAt::Earliest).await;
+        reads.expect("a reader");
+    }
+    sdk.watch_feedback().await.expect("feedback");
+    sdk
 }
 
 /// All four kinds as leaves or as modules of one layer, at once: each does everything and gives
@@ -216,7 +283,13 @@ async fn telemetry(lab: &Lab, id: &str) -> Value {
 ///
 /// # Panics
 /// When a cell does not give what it must.
-pub async fn round(lab: &Arc<Lab>, kinds: Kinds, layer: &'static str, is_module: bool) {
+pub async fn round(
+    lab: &Arc<Lab>,
+    sdk: &Arc<ServiceSdk>,
+    kinds: Kinds,
+    layer: &'static str,
+    is_module: bool,
+) {
     let begun = Instant::now();
     let mut lives = JoinSet::new();
     for (kind, spec) in kinds.iter().enumerate() {
@@ -225,10 +298,10 @@ pub async fn round(lab: &Arc<Lab>, kinds: Kinds, layer: &'static str, is_module:
             kind: *spec,
             is_module,
         };
-        let lab = Arc::clone(lab);
+        let (lab, sdk) = (Arc::clone(lab), Arc::clone(sdk));
         lives.spawn(async move {
             let agent = cell.start(&lab);
-            let seen = cell.live(&lab, &agent).await;
+            let seen = cell.live(&lab, &sdk, &agent).await;
             assert_eq!(seen, cell.expected(), "{} at {layer}", agent.name());
             (kind, agent)
         });
@@ -261,9 +334,10 @@ pub async fn round(lab: &Arc<Lab>, kinds: Kinds, layer: &'static str, is_module:
 /// When the lab does not start, or a cell does not give what it must.
 pub async fn everywhere(builder: LabBuilder, kinds: Kinds) {
     let lab = Arc::new(builder.start().await.expect("the lab starts"));
+    let sdk = Arc::new(service_sdk(&lab).await);
     for layer in LAYERS {
         for is_module in [false, true] {
-            round(&lab, kinds, layer, is_module).await;
+            round(&lab, &sdk, kinds, layer, is_module).await;
         }
     }
     end(lab).await;
@@ -275,8 +349,9 @@ pub async fn everywhere(builder: LabBuilder, kinds: Kinds) {
 /// As [`everywhere`].
 pub async fn at_the_hub_itself(kinds: Kinds) {
     let lab = Arc::new(alone(kinds).start().await.expect("the lab starts"));
+    let sdk = Arc::new(service_sdk(&lab).await);
     for is_module in [false, true] {
-        round(&lab, kinds, DIRECT, is_module).await;
+        round(&lab, &sdk, kinds, DIRECT, is_module).await;
     }
     end(lab).await;
 }
