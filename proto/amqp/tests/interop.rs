@@ -51,14 +51,21 @@ async fn judgement(mut client: Command) -> Value {
 /// What every client has to see.
 fn good() -> Value {
     json!({
-        // All of what it sent, one of them of many frames.
-        "accepted": 101,
+        // All of what it sent.
+        "accepted": 100,
+        // Bodies of many small frames, each way.
+        "large": true,
         // Released, a message comes again, in its place; rejected, it is kept elsewhere.
         "again": true,
         "in_order": true,
         "dead": ["message 1"],
         "outcomes": ["rejected", "released", "modified"],
-        "refused": "amqp:unauthorized-access",
+        // A link on which it sends, and one on which it receives.
+        "refused": ["amqp:unauthorized-access", "amqp:unauthorized-access"],
+        "detached": "amqp:resource-deleted",
+        "ended": "amqp:resource-deleted",
+        // As many come as there is credit for.
+        "credit": [10, 15, 25],
         "still_works": "accepted",
         "closed": true,
         "plain": true,

@@ -62,14 +62,15 @@ async fn accept_amqp_3_proton_authenticates_by_cbs_and_sends_telemetry() {
         "links": [own, telemetry("leaf2", &["second"]), telemetry("edge1/m", &["third"])],
     });
     let seen = at_edge1(&lab, case).await;
-    for (answer, id) in seen["tokens"]
-        .as_array()
-        .expect("answers")
-        .iter()
-        .zip(["7", "eight", "9"])
+    for (answer, id) in
+        seen["tokens"]
+            .as_array()
+            .expect("answers")
+            .iter()
+            .zip([json!(7), json!("eight"), json!(9)])
     {
         assert_eq!(answer["status"], json!(200), "{seen}");
-        assert_eq!(answer["correlation"], json!(id), "{seen}");
+        assert_eq!(answer["correlation"], id, "{seen}");
     }
     assert_eq!(
         seen["links"],

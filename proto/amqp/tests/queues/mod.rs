@@ -4,12 +4,15 @@
 //! takes from it. A delivery that is released or modified goes back to the front, one that is
 //! rejected or undeliverable to the queue `<name>.dead`, and what is unsettled when a link goes
 //! returns in its order. Addresses with a meaning of their own: `$reject`, `$release` and `$modify`
-//! answer with that outcome; `$forbidden` is refused. SASL PLAIN takes the password `open-sesame`.
+//! answer with that outcome; `$detach` and `$close` with the end of the link or of the connection;
+//! `$forbidden` is refused. SASL PLAIN takes the password `open-sesame`. A connection that is silent
+//! for some seconds is closed.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use edgehub_amqp::connection::{
@@ -17,7 +20,7 @@ use edgehub_amqp::connection::{
 };
 use edgehub_amqp::message::{BATCH_MESSAGE_FORMAT, MessageView, batch_items};
 use edgehub_amqp::performative::{ErrorInfo, Outcome};
-use edgehub_amqp::sasl::SaslCode;
+use edgehub_amqp::sasl::{Mechanism, SaslCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -32,6 +35,9 @@ const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 const CREDIT: u32 = 100;
 /// Bytes that are read at once.
 const READ_BYTES: usize = 65_536;
+/// What clients are told of how long they may be silent, and how long they may be.
+const IDLE_ADVERTISED: Duration = Duration::from_secs(4);
+const IDLE_ENFORCED: Duration = Duration::from_secs(8);
 
 struct Message {
     format: u32,
@@ -88,8 +94,15 @@ async fn connection(mut stream: TcpStream, queues: Rc<RefCell<Queues>>) -> io::R
     let mut changes = queues.borrow().changes.subscribe();
     let (mut reader, mut writer) = stream.split();
     let now = || Instant::now().into_std();
+    let mut config = Config::new("queues");
+    config.idle_advertised = IDLE_ADVERTISED;
+    config.idle_enforced = IDLE_ENFORCED;
+    // There is no TLS here that could show a certificate.
+    config
+        .mechanisms
+        .retain(|mechanism| *mechanism != Mechanism::External);
     let mut client = Client {
-        engine: Connection::new(Config::new("queues"), now()),
+        engine: Connection::new(config, now()),
         queues,
         links: BTreeMap::new(),
         tags: 0,
@@ -168,7 +181,6 @@ impl Client {
                 };
                 self.engine.sasl_outcome(code);
             }
-            Event::SaslExternal => self.engine.sasl_outcome(SaslCode::Auth),
             Event::Attached { link, attach } => self.attached(link, &attach),
             Event::Delivery(incoming) => self.delivered(incoming),
             Event::Credit { link, drain: d, .. } => {
@@ -251,7 +263,13 @@ impl Client {
         let Some(Role::From(name)) = self.links.get(&incoming.link) else {
             return;
         };
+        let asked = || ErrorInfo::new("amqp:resource-deleted", "as asked");
         let outcome = match name.as_str() {
+            "$detach" => {
+                self.links.remove(&incoming.link);
+                return self.engine.detach(incoming.link, Some(&asked()));
+            }
+            "$close" => return self.engine.close(Some(asked())),
             "$reject" => Outcome::Rejected(Some(ErrorInfo::new("amqp:not-allowed", "as asked"))),
             "$release" => Outcome::Released,
             "$modify" => Outcome::Modified {

@@ -6,6 +6,8 @@ const rhea = require('rhea');
 
 const port = Number(process.argv[2]);
 const SENT = 100;
+// More than the credit of a link.
+const SETTLED = 300;
 
 // Until `emitter` says one of `names`; which one, and its context.
 function until(emitter, names) {
@@ -78,7 +80,7 @@ async function settled(connection) {
   const link = connection.open_sender({ target: 'settled', snd_settle_mode: 1 });
   await until(link, ['sendable']);
   const bodies = [];
-  for (let index = 0; index < SENT; index += 1) {
+  for (let index = 0; index < SETTLED; index += 1) {
     bodies.push(`settled ${index}`);
     if (!link.sendable()) await until(link, ['sendable']);
     link.send({ body: bodies[index] });
@@ -93,7 +95,7 @@ async function settled(connection) {
     // Several come with one read.
     receiver.on('message', (context) => {
       arrived.push(context.delivery.remote_settled ? context.message.body : 'not settled');
-      if (arrived.length === SENT) resolve();
+      if (arrived.length === SETTLED) resolve();
     });
   });
   return JSON.stringify(arrived) === JSON.stringify(bodies);
@@ -116,6 +118,77 @@ async function many(connection) {
   return all.every((good) => good);
 }
 
+// Bodies of many frames, whose parts all differ.
+async function large() {
+  const { connection } = await connect({ max_frame_size: 512 });
+  const body = Array.from({ length: 50000 }, (_, number) => number).join(',');
+  const bodies = [0, 1, 2].map((index) => `${index}:${body}`);
+  const link = await sender(connection, 'large');
+  for (const each of bodies) {
+    if ((await outcome(link, each)) !== 'accepted') return false;
+  }
+  const arrived = await receive(connection, 'large', bodies.length, () => 'accept');
+  connection.close();
+  return JSON.stringify(arrived) === JSON.stringify(bodies);
+}
+
+// How many of 25 messages come with a credit of 10, of 5 more, and of many more.
+async function credit(connection) {
+  const link = await sender(connection, 'credit');
+  for (let index = 0; index < 25; index += 1) await outcome(link, `${index}`);
+  const receiver = connection.open_receiver({ source: 'credit', credit_window: 0 });
+  await until(receiver, ['receiver_open']);
+  let arrived = 0;
+  let wanted = 0;
+  let reached = () => {};
+  receiver.on('message', () => {
+    arrived += 1;
+    if (arrived === wanted) reached();
+  });
+  const others = await sender(connection, 'others');
+  const seen = [];
+  for (const [more, target] of [[10, 10], [5, 15], [100, 25]]) {
+    wanted = target;
+    const enough = new Promise((resolve) => { reached = resolve; });
+    receiver.add_credit(more);
+    await enough;
+    // Whatever the server would send too much comes before the outcomes of these.
+    await outcome(others, 'x');
+    await outcome(others, 'x');
+    seen.push(arrived);
+  }
+  receiver.close();
+  return seen;
+}
+
+// The error with which the server ends a link.
+async function detached(connection) {
+  const link = await sender(connection, '$detach');
+  link.send({ body: 'x' });
+  const { context } = await until(link, ['sender_error', 'accepted']);
+  link.on('sender_error', () => {});
+  return context.sender.error ? context.sender.error.condition : null;
+}
+
+// The error with which the server ends a connection.
+async function ended() {
+  const connection = rhea
+    .create_container()
+    .connect({ host: '127.0.0.1', port, reconnect: false });
+  const link = await sender(connection, '$close');
+  link.send({ body: 'x' });
+  const { context } = await until(connection, ['connection_error', 'disconnected']);
+  connection.on('connection_error', () => {});
+  return context.connection.error ? context.connection.error.condition : null;
+}
+
+async function refusedReceiver(connection) {
+  const link = connection.open_receiver({ source: '$forbidden' });
+  const { context } = await until(link, ['receiver_error', 'message']);
+  link.on('receiver_error', () => {});
+  return context.receiver.error.condition;
+}
+
 // Heartbeats keep a connection on which nothing happens, for longer than its time-out.
 async function idle() {
   const { connection } = await connect({ idle_time_out: 5000 });
@@ -133,10 +206,13 @@ async function main() {
   seen.settled = await settled(connection);
   seen.many = await many(connection);
   seen.idle = await idle();
+  seen.large = await large();
+  seen.credit = await credit(connection);
+  seen.detached = await detached(connection);
+  seen.ended = await ended();
   const queue = await sender(connection, 'q');
   const bodies = [];
   for (let index = 0; index < SENT; index += 1) bodies.push(`message ${index}`);
-  bodies.push('x'.repeat(200000));
   const outcomes = [];
   for (const body of bodies) outcomes.push(await outcome(queue, body));
   seen.accepted = outcomes.filter((name) => name === 'accepted').length;
@@ -151,8 +227,7 @@ async function main() {
   for (const address of ['$reject', '$release', '$modify']) {
     seen.outcomes.push(await outcome(await sender(connection, address), 'x'));
   }
-  const refused = await sender(connection, '$forbidden');
-  seen.refused = typeof refused === 'string' ? refused : null;
+  seen.refused = [await sender(connection, '$forbidden'), await refusedReceiver(connection)];
   seen.still_works = await outcome(queue, 'last');
   const closed = until(connection, ['connection_close', 'disconnected']);
   connection.close();

@@ -8,7 +8,7 @@ variable PROTON_CASE orders, and what came of it as a JSON object on standard ou
                                           "properties": {}}]}]}
 
 {"connected": true | "why not",
- "tokens": [{"status": 200, "description": "OK", "correlation": "7"}],
+ "tokens": [{"status": 200, "description": "OK", "correlation": 7 | "text"}],
  "links": [{"refused": null | "condition", "outcomes": ["ACCEPTED", …]}]}
 """
 
@@ -70,7 +70,7 @@ def put_tokens(connection, tokens):
             {
                 "status": answer.properties["status-code"],
                 "description": answer.properties.get("status-description"),
-                "correlation": str(answer.correlation_id),
+                "correlation": answer.correlation_id,
             }
         )
     return seen
