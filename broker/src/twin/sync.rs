@@ -71,6 +71,8 @@ pub(super) struct TwinSync {
     asked: bool,
     unsynced: bool,
     want: Option<Want>,
+    /// The client subscribed to desired properties, and its upstream session may not have yet.
+    subscribing: bool,
     fetched_at: Option<Instant>,
     held: VecDeque<Bytes>,
     fetching: Pace,
@@ -88,6 +90,7 @@ impl TwinSync {
             asked: false,
             unsynced,
             want: None,
+            subscribing: false,
             fetched_at: None,
             held: VecDeque::new(),
             fetching: Pace::default(),
@@ -103,9 +106,22 @@ impl TwinSync {
 
     /// The identity's upstream session stands: what was missed has to be fetched, what waits to
     /// be sent.
+    ///
+    /// After a client subscribed it is fetched at once, however lately it was: a change between its
+    /// subscription and that of the session went nowhere.
     pub(super) fn established(&mut self) {
-        self.want = self.want.max(Some(Want::Periodic));
+        let want = if std::mem::take(&mut self.subscribing) {
+            Want::Gap
+        } else {
+            Want::Periodic
+        };
+        self.want = self.want.max(Some(want));
         self.online();
+    }
+
+    /// A client subscribed to desired properties.
+    pub(super) fn subscribed(&mut self) {
+        self.subscribing = true;
     }
 
     /// The upstream can be reached again.

@@ -43,6 +43,23 @@ fn a_gap_a_duplicate_or_a_lower_version_fetches_the_twin_and_forwards_the_differ
     }
 }
 
+/// The way from the client to the upstream has two subscriptions: what changes between them is
+/// not told to anybody.
+#[test]
+fn after_a_client_subscribed_the_session_fetches_at_once_and_later_ones_in_their_time() {
+    let mut rig = Rig::fetched(r#"{"$version":2,"a":1}"#, r#"{"$version":1}"#);
+    rig.sync.subscribed();
+    assert_eq!(rig.next(), Next::Idle);
+    rig.sync.established();
+    assert_eq!(rig.next(), Next::Fetch { for_client: false });
+    let new = twin(r#"{"$version":3,"a":2}"#, r#"{"$version":1}"#);
+    assert!(rig.fetch(Ok(new)).forward);
+    assert_eq!(rig.forward(), forward(3, r#"{"$version":3,"a":2}"#));
+    rig.forwarded(Ok(()));
+    rig.sync.established();
+    assert_eq!(rig.pause(), FETCH_PERIOD);
+}
+
 #[test]
 fn a_difference_of_nothing_is_not_forwarded() {
     let mut rig = Rig::fetched(r#"{"$version":7,"a":1}"#, r#"{"$version":1}"#);

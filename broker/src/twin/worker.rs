@@ -253,6 +253,7 @@ impl Worker {
                     self.forward(&mut draft.twin, forward);
                 }
                 (Command::Signal(Signal::Subscribed), Ok(Some(draft))) => {
+                    self.sync.subscribed();
                     let forward = self.sync.forward(&mut draft.twin);
                     self.forward(&mut draft.twin, forward);
                 }
@@ -263,7 +264,7 @@ impl Worker {
                 }
                 (Command::Report(report), _) => drop(report.reply.send(Err(TwinError::NotStored))),
                 (Command::Desired(_), _) => self.sync.lost(),
-                (Command::Signal(Signal::Subscribed), _) => {}
+                (Command::Signal(Signal::Subscribed), _) => self.sync.subscribed(),
                 (Command::Signal(Signal::Removed), _) => self.forget(),
             }
         }

@@ -6,7 +6,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::limits::{CBS_TEXT_BYTES_MAX, CBS_TOKEN_BYTES_MAX};
+use crate::limits::{CBS_TEXT_BYTES_MAX, CBS_TOKEN_BYTES_MAX, MESSAGE_ID_BYTES_MAX};
 use crate::message::{Body, MessageId, MessageView, MessageWriter, Properties};
 use crate::value::{DecodeError, Map, Value};
 
@@ -88,6 +88,11 @@ impl PutToken {
     pub fn parse(payload: &Bytes) -> Result<Self, (Option<MessageId>, CbsRequestError)> {
         let message = MessageView::parse(payload).map_err(|error| (None, error.into()))?;
         let properties = message.properties.clone().unwrap_or_default();
+        let id = properties.message_id.as_ref();
+        if id.is_some_and(|id| id.length() > MESSAGE_ID_BYTES_MAX) {
+            let (what, limit) = ("message-id", MESSAGE_ID_BYTES_MAX);
+            return Err((None, CbsRequestError::TooLong { what, limit }));
+        }
         let read = Self::read(&message, &properties);
         read.map_err(|error| (properties.message_id, error))
     }
@@ -102,10 +107,13 @@ impl PutToken {
         }
         let token_type = bounded(text(&application, "type")?, "type", CBS_TEXT_BYTES_MAX)?;
         let name = bounded(text(&application, "name")?, "name", CBS_TEXT_BYTES_MAX)?;
+        let reply_to = properties.reply_to;
+        let reply_to = reply_to.map(|text| bounded(text, "reply-to", CBS_TEXT_BYTES_MAX));
+        let reply_to = reply_to.transpose()?;
         let token = token(&message.body)?;
         Ok(Self {
             message_id: properties.message_id.clone(),
-            reply_to: properties.reply_to.map(str::to_owned),
+            reply_to: reply_to.map(str::to_owned),
             token_type: token_type.to_owned(),
             name: name.to_owned(),
             token: Secret::new(bounded(&token, "token", CBS_TOKEN_BYTES_MAX)?.to_owned()),

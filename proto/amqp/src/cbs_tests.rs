@@ -24,6 +24,33 @@ fn application(operation: &str, kind: &str, name: &str) -> Vec<Vec<u8>> {
         .to_vec()
 }
 
+/// What an answer repeats waits in memory until it is read.
+#[test]
+fn what_would_be_repeated_or_kept_is_bounded() {
+    for (length, taken) in [
+        (MESSAGE_ID_BYTES_MAX, true),
+        (MESSAGE_ID_BYTES_MAX + 1, false),
+    ] {
+        let id = "x".repeat(length);
+        let read = parse(vectors::put_token(&string(&id), true));
+        assert_eq!(read.is_ok(), taken, "{length}");
+        if let Err((id, error)) = read {
+            assert_eq!(id, None, "{error}");
+        }
+    }
+    for (length, taken) in [(CBS_TEXT_BYTES_MAX, true), (CBS_TEXT_BYTES_MAX + 1, false)] {
+        let reply_to = string(&"x".repeat(length));
+        let null = || vec![0x40];
+        let properties = [vec![0x53, 7], null(), null(), null(), reply_to];
+        let request = bytes(&[
+            &composite(0x73, &properties),
+            &described(0x74, &map(&application("put-token", "t", "n"))),
+            &described(0x77, &string("token")),
+        ]);
+        assert_eq!(parse(request).is_ok(), taken, "{length}");
+    }
+}
+
 #[test]
 fn ids_of_the_clients_come_back_with_their_types() {
     let uuid = [&[0x98][..], &[7; 16]].concat();

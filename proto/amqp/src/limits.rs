@@ -31,8 +31,13 @@ pub const DATA_SECTIONS_MAX: usize = 32_768;
 /// Bytes of the token in a put-token request; a longer one is answered 400.
 pub const CBS_TOKEN_BYTES_MAX: usize = 16_384;
 
-/// Bytes of `name` and of `type` in a put-token request; longer ones are answered 400.
+/// Bytes of `name`, of `type` and of `reply-to` in a put-token request; longer ones are answered
+/// 400.
 pub const CBS_TEXT_BYTES_MAX: usize = 2048;
+
+/// Bytes of the id of a request that is repeated in its answer. A put-token with a longer one is
+/// answered 400 without it, any other request is ignored.
+pub const MESSAGE_ID_BYTES_MAX: usize = 1024;
 
 /// Highest handle of a link in a session (spec/amqp.md 2.2). An attach above it ends the
 /// connection.

@@ -39,6 +39,17 @@ pub enum MessageId {
 }
 
 impl MessageId {
+    /// Bytes of a text or binary, which the peer chooses; a number or uuid has a few.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Ulong(_) => size_of::<u64>(),
+            Self::Uuid(bytes) => bytes.len(),
+            Self::Binary(bytes) => bytes.len(),
+            Self::Str(text) => text.len(),
+        }
+    }
+
     fn read(
         value: Value<'_>,
         payload: &Bytes,

@@ -1,6 +1,7 @@
 //! Links: which of them an identity gets, and by what it is let in (spec/amqp.md 2.3, 2.4, 3).
 
 use edgehub_amqp::connection::{Attach, LinkId};
+use edgehub_amqp::limits::CBS_TEXT_BYTES_MAX;
 use edgehub_amqp::performative::ErrorInfo;
 use edgehub_auth::authenticator::{Claim, Credential};
 use edgehub_proto::auth_chain::AuthChain;
@@ -37,7 +38,10 @@ impl Head {
                 if attach.peer_sends() {
                     self.cbs_requests.insert(link);
                 } else {
-                    self.cbs.attached(link, attach.other_address());
+                    // No request could name a longer one.
+                    let address = attach.other_address();
+                    let address = address.filter(|text| text.len() <= CBS_TEXT_BYTES_MAX);
+                    self.cbs.attached(link, address);
                 }
             }
             Ok(Wanted::Identity(identity, kind)) => {

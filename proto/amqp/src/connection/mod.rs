@@ -113,6 +113,8 @@ pub struct Connection {
     opened_by: Instant,
     /// When bytes arrived last.
     heard_at: Instant,
+    /// Bytes of the input that were there before and are no whole frame.
+    left_over: usize,
     /// How often it is looked whether anything was sent: twice as long is half of the peer's
     /// idle time-out.
     heartbeat: Option<Duration>,
@@ -146,6 +148,7 @@ impl Connection {
             peer_frame_bytes_max: crate::limits::MIN_MAX_FRAME_BYTES,
             opened_by,
             heard_at: now,
+            left_over: 0,
             heartbeat: None,
             heartbeat_at: None,
             has_sent: false,
@@ -158,7 +161,8 @@ impl Connection {
     /// must wait for [`Connection::sasl_outcome`]: call again after that, with whatever is there.
     pub fn receive(&mut self, input: &mut BytesMut, now: Instant) {
         self.now = now;
-        if !input.is_empty() && !matches!(self.state, State::Closing | State::Closed) {
+        let is_fresh = input.len() > self.left_over;
+        if is_fresh && !matches!(self.state, State::Closing | State::Closed) {
             self.heard_at = now;
         }
         loop {
@@ -173,6 +177,7 @@ impl Connection {
                 }
             };
             if !more {
+                self.left_over = input.len();
                 return;
             }
         }

@@ -256,6 +256,22 @@ fn silence_closes_the_connection_and_heartbeats_of_the_peer_do_not_let_it() {
     ));
 }
 
+/// Whoever drives the engine looks at it again and again, with what was there before.
+#[test]
+fn half_a_frame_is_heard_once() {
+    let mut rig = Rig::begun();
+    rig.bytes(b"\0\0\0");
+    for _ in 0..8 {
+        assert!(rig.connection.is_open());
+        rig.bytes(b"");
+        rig.advance(30 * SECOND);
+    }
+    assert!(matches!(
+        rig.events()[..],
+        [Event::Closed(CloseCause::Idle)]
+    ));
+}
+
 #[test]
 fn a_connection_that_is_not_opened_in_time_ends() {
     let mut rig = Rig::new(Config::new("hub"));
