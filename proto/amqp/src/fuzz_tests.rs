@@ -1,17 +1,132 @@
 use std::panic::catch_unwind;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::connection::{Config, Connection, Event, LinkTerms, Outgoing};
+use crate::header::ProtocolHeader;
+use crate::performative::Outcome;
 use crate::vectors;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
+    ("sequence", fuzz_sequence),
     ("frame_body", fuzz_frame_body),
     ("sasl", fuzz_sasl),
     ("message", fuzz_message),
     ("cbs", fuzz_cbs),
 ];
+
+/// Frames of a sequence.
+const SEQUENCE_MAX: usize = 64;
+
+static FRAMES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(vectors::all);
+
+fn framed(channel: u8, body: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(body.len() + 8).unwrap().to_be_bytes();
+    [&size[..], &[2, 0, 0, channel], body].concat()
+}
+
+/// Each byte is a frame of the corpora, on one of two channels, behind an open and a begin. Whoever
+/// has the connection takes every second link, settles every other delivery, and sends what it may.
+/// What is written are whole frames that the peer can take, and nothing follows the close.
+fn fuzz_sequence(data: &[u8]) {
+    sequence(data);
+}
+
+/// How many links and deliveries came of it.
+fn sequence(data: &[u8]) -> (usize, usize) {
+    let now = instant();
+    let mut connection = Connection::new(Config::new("hub"), now);
+    let mut input = BytesMut::new();
+    input.extend_from_slice(&ProtocolHeader::AMQP.encode());
+    let (mut links, mut deliveries) = (Vec::new(), 0);
+    let beginning = [&0, &1];
+    for byte in beginning.into_iter().chain(data.iter().take(SEQUENCE_MAX)) {
+        let body = &FRAMES[usize::from(*byte & 0x7f) % FRAMES.len()];
+        input.extend_from_slice(&framed(*byte >> 7, body));
+        let before = connection.is_closed();
+        connection.receive(&mut input, now);
+        while let Some(event) = connection.poll() {
+            assert!(!before, "{event:?} behind the end");
+            match event {
+                Event::Attached { link, .. } if links.len() % 2 == 0 => {
+                    links.push(link);
+                    let terms = LinkTerms {
+                        credit: 3,
+                        ..LinkTerms::default()
+                    };
+                    connection.accept(link, &terms);
+                }
+                Event::Attached { link, .. } => {
+                    links.push(link);
+                    let error = performative::ErrorInfo::new("amqp:not-allowed", "no");
+                    connection.refuse(link, &error);
+                }
+                Event::Delivery(incoming) => {
+                    deliveries += 1;
+                    if deliveries % 2 == 0 {
+                        connection.settle(incoming.received, Outcome::Accepted);
+                    }
+                }
+                Event::Settled { link, sent, .. } => connection.settle_sent(link, sent),
+                _ => {}
+            }
+        }
+        for link in &links {
+            if connection.can_send(*link) {
+                let delivery = Outgoing {
+                    tag: b"tag",
+                    message_format: 0,
+                    settled: false,
+                    payload: Bytes::from_static(&[7; 700]),
+                };
+                let _ = connection.send(*link, delivery);
+            }
+        }
+        written(&mut connection, byte);
+    }
+    (links.len(), deliveries)
+}
+
+#[test]
+fn sequences_get_as_far_as_links_and_deliveries() {
+    let frames = || 0..u8::try_from(FRAMES.len()).unwrap();
+    let pairs = frames().flat_map(|first| frames().map(move |second| sequence(&[first, second])));
+    let (links, deliveries) = pairs.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    assert!(links > 10 && deliveries > 0, "{links}, {deliveries}");
+}
+
+/// Takes what was written, which is a header at the beginning and whole frames.
+fn written(connection: &mut Connection, byte: &u8) {
+    let mut output = BytesMut::new();
+    while let Some(bytes) = connection.output() {
+        output.extend_from_slice(&bytes);
+    }
+    let mut rest: &[u8] = &output;
+    if rest.starts_with(b"AMQP") {
+        rest = &rest[8..];
+    }
+    let mut closed = false;
+    while let Some(size) = rest.first_chunk::<4>() {
+        assert!(!closed, "{byte}: a frame behind the close");
+        let size = usize::try_from(u32::from_be_bytes(*size)).unwrap();
+        assert!((8..=rest.len()).contains(&size), "{byte}: {size}");
+        let body = Bytes::copy_from_slice(&rest[8..size]);
+        if !body.is_empty() {
+            let (read, _) = performative::decode(&body).unwrap();
+            closed = matches!(read, Performative::Close(_));
+        }
+        rest = &rest[size..];
+    }
+    assert!(rest.is_empty(), "{byte}: a part of a frame");
+}
+
+#[allow(clippy::disallowed_methods, reason = "any moment will do")]
+fn instant() -> Instant {
+    Instant::now()
+}
 
 /// xorshift: repeatable from its seed on every machine.
 struct Random(u64);
