@@ -394,6 +394,29 @@ async fn accept_amqp_7_s07_what_is_never_settled_is_bounded() {
         detach.condition(2).as_deref(),
         Some("amqp:link:message-size-exceeded")
     );
+
+    // On many links, all of them together: nobody needs a token to attach to the node of tokens.
+    let mut client = Amqp::session(&lab, "edge1").await;
+    'links: for handle in 0..9 {
+        client.attach(&Link::sender(handle, "$cbs")).await;
+        for _ in 0..17 {
+            let transfer = Transfer {
+                handle,
+                id: handle,
+                more: true,
+                ..Transfer::default()
+            };
+            let sent = client.try_send(&frame(0, &transfer.with(&part))).await;
+            if sent.is_err() {
+                break 'links;
+            }
+        }
+    }
+    let close = client.expect(code::CLOSE).await;
+    assert_eq!(
+        close.condition(0).as_deref(),
+        Some("amqp:resource-limit-exceeded")
+    );
     let grown = resident(&lab).saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes");
     bystander.ends_well(&lab).await;
@@ -409,29 +432,42 @@ async fn accept_amqp_7_s12_silence_and_dribble_end_in_time() {
     let mut bystander = Bystander::connect(&lab, BYSTANDER).await;
     let opened = [AMQP.to_vec(), frame(0, &open(None))].concat();
     let begun = [opened.clone(), frame(0, &begin())].concat();
-    let starts: [(&str, Vec<u8>); 6] = [
-        ("nothing", Vec::new()),
-        ("half a header", AMQP[..4].to_vec()),
-        ("a header", AMQP.to_vec()),
-        ("a header of SASL", SASL.to_vec()),
-        ("an open", opened),
-        ("a begin", begun),
+    // What is said at once, and what comes then, a byte every five seconds. Behind an open those
+    // are empty frames: being alive is not being somebody.
+    let open_frame = frame(0, &open(None));
+    let starts: [(&str, Vec<u8>, Vec<u8>); 8] = [
+        ("nothing", Vec::new(), Vec::new()),
+        ("a header, slowly", Vec::new(), AMQP.to_vec()),
+        ("half a header", AMQP[..4].to_vec(), Vec::new()),
+        ("a header", AMQP.to_vec(), Vec::new()),
+        (
+            "a header and an open, slowly",
+            AMQP.to_vec(),
+            open_frame.clone(),
+        ),
+        (
+            "a header of SASL and more, slowly",
+            SASL.to_vec(),
+            open_frame,
+        ),
+        ("an open", opened, Vec::new()),
+        ("a begin", begun, Vec::new()),
     ];
     let mut waiting = JoinSet::new();
-    for (what, bytes) in starts {
+    for (what, bytes, slowly) in starts {
         let mut client = Amqp::connect(&lab, "edge1").await;
         client.send(&bytes).await;
         waiting.spawn(async move {
             let from = Instant::now();
             let ended = tokio::time::timeout(LONGEST, async {
-                // Empty frames all the while: being alive is not being somebody.
+                let mut slowly = slowly.into_iter();
                 let mut beat = tokio::time::interval(Duration::from_secs(5));
                 loop {
                     beat.tick().await;
                     let alive = if what == "a begin" || what == "an open" {
                         frame(0, b"")
                     } else {
-                        Vec::new()
+                        slowly.next().into_iter().collect()
                     };
                     if client.try_send(&alive).await.is_err() || client.is_closed().await {
                         return;
