@@ -17,21 +17,24 @@ use std::time::Duration;
 
 use edgehub_lab::{Lab, LabBuilder};
 use edgehub_tests::amqp::{
-    AMQP, Amqp, Link, Message, Transfer, begin, code, credit, described, disposition, frame, list,
-    open, put_token, string,
+    AMQP, Amqp, Link, Message, Transfer, begin, code, credit, described, disposition, frame, int,
+    list, open, put_token, string, uuid,
 };
-use edgehub_tests::service::Service;
+use edgehub_tests::service::{METHODS, Service};
 use edgehub_tests::token::Token;
 use serde_amqp::Value;
 use serde_json::json;
 use tokio::time::Instant;
 
 async fn lab() -> Lab {
-    let lab = LabBuilder::new().layers(1).leaves(2, "edge1");
+    // Over MQTT upstream a message's time and count do not come along.
+    let lab = LabBuilder::new().layers(1).upstream("Amqp");
+    let lab = lab.leaves(2, "edge1");
     lab.start().await.expect("the lab starts")
 }
 
-/// The trace of a device with a SAS token, in Node's style, with C#'s settlement at its end.
+/// The trace of a device with a SAS token, in Node's style, with C#'s settlement at its end
+/// (spec/amqp.md 7.4, line by line).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accept_amqp_4_the_trace_of_a_device_with_a_token() {
     let lab = lab().await;
@@ -184,6 +187,80 @@ async fn accept_amqp_4_the_trace_of_a_device_with_a_token() {
     );
     let desired: serde_json::Value = serde_json::from_slice(&desired.body()).expect("JSON");
     assert_eq!(desired, json!({"interval": 5, "$version": version}));
+
+    // A method: the call and its answer have the same uuid.
+    let methods = "/devices/leaf1/methods/devicebound";
+    client
+        .attach(&Link::receiver(6, methods).with(pair, "methods:61"))
+        .await;
+    client
+        .attach(&Link::sender(7, methods).with(pair, "methods:61"))
+        .await;
+    client.say(&credit(6, 0, 100, false)).await;
+    service.subscribed("leaf1", METHODS).await;
+    let answering = async {
+        let call = client.expect(code::TRANSFER).await;
+        assert_eq!(*call.field(4), Value::Bool(true), "settled");
+        assert_eq!(
+            call.entry(0x74, "IoThub-methodname"),
+            Some(Value::String("reboot".into()))
+        );
+        assert_eq!(call.body(), br#"{"delay":3}"#);
+        let Value::Uuid(correlation) = call.property(5) else {
+            panic!("{call:?}")
+        };
+        let answer = Message {
+            correlation_id: Some(uuid(correlation.into_inner())),
+            application: vec![("IoThub-status", int(200))],
+            ..Message::of(br#"{"ok":true}"#)
+        };
+        let answers = Transfer {
+            handle: 7,
+            id: 4,
+            ..Transfer::default()
+        };
+        let settled = client.deliver(&answers, &answer.encode()).await;
+        assert_eq!(settled.outcome(), Some(code::ACCEPTED));
+    };
+    let payload = json!({"delay": 3});
+    let ((), result) = tokio::join!(answering, service.call("leaf1", "reboot", &payload, 30, 30));
+    assert_eq!(
+        result.expect("an answer"),
+        json!({"status": 200, "payload": {"ok": true}})
+    );
+
+    // A cloud-to-device message, which C# settles by asking the hub to.
+    let attached = client
+        .attach(&Link::receiver(8, "/devices/leaf1/messages/devicebound"))
+        .await;
+    assert_eq!(attached.number(4), Some(1), "the receiver settles second");
+    client.say(&credit(8, 0, 100, false)).await;
+    let number = service.send("leaf1", &json!({"body": "hi"})).await;
+    let message = client.expect(code::TRANSFER).await;
+    assert_eq!(message.body(), b"hi");
+    assert_eq!(message.property(2), Value::String("/devices/leaf1".into()));
+    let Value::Binary(tag) = message.field(2) else {
+        panic!("{message:?}")
+    };
+    assert_eq!(tag.len(), 16);
+    for annotation in [
+        "x-opt-lock-token",
+        "iothub-enqueuedtime",
+        "iothub-deliverycount",
+    ] {
+        assert!(message.entry(0x72, annotation).is_some(), "{annotation}");
+    }
+    let id = u32::try_from(message.number(1).expect("an id")).expect("small");
+    client
+        .say(&disposition(id, None, false, code::ACCEPTED))
+        .await;
+    let settled = client.expect(code::DISPOSITION).await;
+    assert_eq!(
+        (settled.field(0), settled.field(3)),
+        (&Value::Bool(false), &Value::Bool(true)),
+        "of the sender, settled"
+    );
+    assert_eq!(service.outcome("leaf1", number).await, json!("completed"));
 
     // A refusal on the same connection.
     let refused = client
