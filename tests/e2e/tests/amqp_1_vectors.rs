@@ -13,7 +13,7 @@
 use edgehub_lab::{Lab, LabBuilder};
 use edgehub_tests::amqp::{
     Amqp, BATCH, Link, Message, SASL, TLS, Transfer, binary, boolean, code, credit, described,
-    disposition, int, list, put_token, string, symbol, typed_frame, uint, ulong, uuid,
+    disposition, list, put_token, string, symbol, typed_frame, uint, ulong, uuid,
 };
 use edgehub_tests::service::{METHODS, Service};
 use edgehub_tests::token::Token;
@@ -384,30 +384,7 @@ async fn accept_amqp_1_check_06_c_calls_by_uuid_and_sends_batches() {
         .await;
     client.say(&credit(0, 0, 10, false)).await;
     service.subscribed("leaf1", METHODS).await;
-    let answering = async {
-        let call = client.expect(code::TRANSFER).await;
-        assert_eq!(*call.field(4), Value::Bool(true), "settled");
-        assert_eq!(
-            call.entry(0x74, "IoThub-methodname"),
-            Some(Value::String("reboot".into()))
-        );
-        assert_eq!(call.body(), br#"{"delay":3}"#);
-        let Value::Uuid(correlation) = call.property(5) else {
-            panic!("{call:?}")
-        };
-        let answer = Message {
-            correlation_id: Some(uuid(correlation.into_inner())),
-            application: vec![("IoThub-status", int(207))],
-            ..Message::of(br#"{"ok":true}"#)
-        };
-        let transfer = Transfer {
-            handle: 1,
-            id: 1,
-            ..Transfer::default()
-        };
-        let settled = client.deliver(&transfer, &answer.encode()).await;
-        assert_eq!(settled.outcome(), Some(code::ACCEPTED));
-    };
+    let answering = client.answer_reboot(1, 1, 207);
     let payload = json!({"delay": 3});
     let ((), result) = tokio::join!(answering, service.call("leaf1", "reboot", &payload, 30, 30));
     assert_eq!(

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use edgehub_lab::{Lab, LabBuilder};
 use edgehub_tests::amqp::{
-    AMQP, Amqp, Link, Message, Transfer, begin, code, credit, described, disposition, frame, int,
-    list, open, put_token, string, uuid,
+    AMQP, Amqp, Link, Message, Transfer, begin, code, credit, described, disposition, frame, list,
+    open, put_token, string,
 };
 use edgehub_tests::service::{METHODS, Service};
 use edgehub_tests::token::Token;
@@ -198,30 +198,7 @@ async fn accept_amqp_4_the_trace_of_a_device_with_a_token() {
         .await;
     client.say(&credit(6, 0, 100, false)).await;
     service.subscribed("leaf1", METHODS).await;
-    let answering = async {
-        let call = client.expect(code::TRANSFER).await;
-        assert_eq!(*call.field(4), Value::Bool(true), "settled");
-        assert_eq!(
-            call.entry(0x74, "IoThub-methodname"),
-            Some(Value::String("reboot".into()))
-        );
-        assert_eq!(call.body(), br#"{"delay":3}"#);
-        let Value::Uuid(correlation) = call.property(5) else {
-            panic!("{call:?}")
-        };
-        let answer = Message {
-            correlation_id: Some(uuid(correlation.into_inner())),
-            application: vec![("IoThub-status", int(200))],
-            ..Message::of(br#"{"ok":true}"#)
-        };
-        let answers = Transfer {
-            handle: 7,
-            id: 4,
-            ..Transfer::default()
-        };
-        let settled = client.deliver(&answers, &answer.encode()).await;
-        assert_eq!(settled.outcome(), Some(code::ACCEPTED));
-    };
+    let answering = client.answer_reboot(7, 4, 200);
     let payload = json!({"delay": 3});
     let ((), result) = tokio::join!(answering, service.call("leaf1", "reboot", &payload, 30, 30));
     assert_eq!(

@@ -499,6 +499,33 @@ impl Amqp {
         );
     }
 
+    /// Takes a call of the method `reboot` with `{"delay":3}` and answers it, on the link of this
+    /// handle with this delivery, by the uuid that C needs (spec/amqp.md 7.4).
+    pub async fn answer_reboot(&mut self, handle: u32, id: u32, status: i32) {
+        let call = self.expect(code::TRANSFER).await;
+        assert_eq!(*call.field(4), Value::Bool(true), "settled");
+        assert_eq!(
+            call.entry(0x74, "IoThub-methodname"),
+            Some(Value::String("reboot".into()))
+        );
+        assert_eq!(call.body(), br#"{"delay":3}"#);
+        let Value::Uuid(correlation) = call.property(5) else {
+            panic!("{call:?}")
+        };
+        let answer = Message {
+            correlation_id: Some(uuid(correlation.into_inner())),
+            application: vec![("IoThub-status", int(status))],
+            ..Message::of(br#"{"ok":true}"#)
+        };
+        let transfer = Transfer {
+            handle,
+            id,
+            ..Transfer::default()
+        };
+        let settled = self.deliver(&transfer, &answer.encode()).await;
+        assert_eq!(settled.outcome(), Some(code::ACCEPTED));
+    }
+
     /// Sends a message on a link and waits for its outcome.
     pub async fn deliver(&mut self, transfer: &Transfer, message: &[u8]) -> Frame {
         self.say(&transfer.with(message)).await;
