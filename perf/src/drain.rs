@@ -4,10 +4,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use edgehub_lab::ledger::Tail;
 use edgehub_lab::mqtt_sender::{MqttSender, SenderOptions};
 use edgehub_lab::{Acknowledged, Binaries, ConnectionString, HUB, Lab, LabBuilder, Profile};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::gauge::Reading;
 use crate::{DrainOptions, gauge};
@@ -18,8 +18,8 @@ const EDGE: &str = "edge1";
 /// For each phase.
 const PHASE_MAX: Duration = Duration::from_secs(600);
 
-/// How often arrivals are looked for.
-const POLL: Duration = Duration::from_millis(10);
+/// For each call that waits.
+const CALL_MAX: Duration = Duration::from_secs(10);
 
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -90,22 +90,18 @@ async fn drain(
     lab.delay("*", HUB, Duration::from_millis(round_trip_ms) / 2)?;
     lab.cut(EDGE, HUB).await?;
     let logs = queue(&lab, options).await?;
-    let mut arrivals = Arrivals {
-        tail: Tail::of(&lab.ledger()),
-        count: 0,
-    };
-    ensure!(arrivals.count()? == 0, "the link was not cut");
+    ensure!(lab.ledger().count()? == 0, "the link was not cut");
 
     let messages: u64 = logs.iter().map(|(_, log)| log.len() as u64).sum();
     let pid = lab.pid(EDGE)?;
     let before = Reading::take(pid, 0)?;
     let back = Instant::now();
     lab.heal(EDGE, HUB)?;
-    arrivals.reach(1).await?;
+    let arrived = arrivals(&lab, 1).await?;
     let first_arrival = back.elapsed();
-    let first = Reading::take(pid, arrivals.count)?;
-    arrivals.reach(messages).await?;
-    let last = Reading::take(pid, arrivals.count)?;
+    let first = Reading::take(pid, arrived)?;
+    let arrived = arrivals(&lab, messages).await?;
+    let last = Reading::take(pid, arrived)?;
     let verdict = lab.ledger().settle(PHASE_MAX, &logs).await?;
     ensure!(verdict.passed(), "{verdict}");
     ensure!(verdict.acknowledged == messages, "{verdict}");
@@ -139,25 +135,18 @@ async fn queue(lab: &Lab, options: &DrainOptions) -> Result<Vec<(String, Vec<Ack
     Ok(logs)
 }
 
-/// Counts what is in the ledger, reading each entry once.
-struct Arrivals {
-    tail: Tail,
-    count: u64,
-}
-
-impl Arrivals {
-    fn count(&mut self) -> Result<u64> {
-        self.count += self.tail.count_new()?;
-        Ok(self.count)
-    }
-
-    async fn reach(&mut self, wanted: u64) -> Result<()> {
-        let from = Instant::now();
-        while self.count()? < wanted {
-            let count = self.count;
-            ensure!(from.elapsed() < PHASE_MAX, "{count} of {wanted} arrived");
-            tokio::time::sleep(POLL).await;
+/// Waits until the IoT Hub has so many messages; how many it has then.
+async fn arrivals(lab: &Lab, wanted: u64) -> Result<u64> {
+    let from = Instant::now();
+    let millis = CALL_MAX.as_millis();
+    let path = format!("/ledger/wait?count={wanted}&timeout_ms={millis}");
+    loop {
+        let answer = lab.control("GET", &path, None).await?;
+        let count = answer.get("count").and_then(Value::as_u64);
+        let count = count.context("an answer without a count")?;
+        if count >= wanted {
+            return Ok(count);
         }
-        Ok(())
+        ensure!(from.elapsed() < PHASE_MAX, "{count} of {wanted} arrived");
     }
 }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use edgehub_amqp::connection::{Attach, Connection, LinkId, Outgoing, SendError, Sent};
-use edgehub_amqp::limits::MESSAGE_ID_BYTES_MAX;
 use edgehub_amqp::message::MessageId;
 use edgehub_amqp::performative::Outcome;
 use edgehub_auth::authenticator::Claim;
@@ -360,11 +359,7 @@ impl Client {
 
     /// Takes a twin request.
     pub(super) fn twin(&mut self, hub: &Arc<Hub>, payload: &bytes::Bytes) {
-        let bounded = |request: &twin::TwinRequest| {
-            let id = request.correlation.as_ref();
-            id.is_none_or(|id| id.length() <= MESSAGE_ID_BYTES_MAX)
-        };
-        let Some(request) = twin::twin_request(payload).filter(bounded) else {
+        let Some(request) = twin::twin_request(payload) else {
             let identity = &self.identity;
             tracing::debug!("Ignored a message of {identity} that is no twin request");
             return;

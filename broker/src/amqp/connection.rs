@@ -60,23 +60,12 @@ pub enum ConnectionEnd {
 
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Serves one connection until it ends. `certificate` is what the peer showed to TLS.
+/// Serves one connection until it ends. `certificate` is what the peer showed to TLS. The stranger's
+/// place is given back when the peer has presented a credential.
 ///
 /// # Cancel safety
 /// Dropping it closes the connection; nothing that is not accepted counts as stored for the peer.
-pub async fn serve<S>(
-    stream: S,
-    context: ConnectionContext,
-    certificate: Option<Vec<u8>>,
-) -> ConnectionEnd
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin,
-{
-    serve_stranger(stream, context, certificate, None).await
-}
-
-/// As [`serve`]; gives the stranger's place back when the peer has presented a credential.
-pub(crate) async fn serve_stranger<S>(
+pub(crate) async fn serve<S>(
     mut stream: S,
     context: ConnectionContext,
     certificate: Option<Vec<u8>>,

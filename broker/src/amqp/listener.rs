@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{ConnectionContext, serve_stranger};
+use super::connection::{ConnectionContext, serve};
 use super::limits::{
     CREDENTIAL_MAX, HANDSHAKE_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX, STRANGERS_WAITING_MAX,
     STRANGERS_WAITING_PER_ADDRESS_MAX,
@@ -85,7 +85,7 @@ async fn welcome(
             let certificates = session.peer_certificates();
             let certificate = certificates.and_then(|chain| chain.first());
             let certificate = certificate.map(|der| der.to_vec());
-            serve_stranger(stream, context, certificate, Some(stranger)).await;
+            serve(stream, context, certificate, Some(stranger)).await;
             return;
         }
         Ok(Err(error)) => error,

@@ -130,7 +130,7 @@ impl Head {
             acks: AckCounters::new(),
             stop: self.stop.clone(),
         };
-        let task = tokio::spawn(serve(far, context, None));
+        let task = tokio::spawn(serve(far, context, None, None));
         let mut builder = Connection::builder()
             .container_id("test")
             .hostname("edge1.local")

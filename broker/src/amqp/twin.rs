@@ -1,6 +1,7 @@
 //! Twin requests and methods as messages of their links (spec/amqp.md 4.5, 4.6).
 
 use bytes::Bytes;
+use edgehub_amqp::limits::MESSAGE_ID_BYTES_MAX;
 use edgehub_amqp::message::{Body, MessageId, MessageView, MessageWriter, Properties};
 use edgehub_amqp::value::Value;
 
@@ -31,7 +32,8 @@ pub(super) struct TwinRequest {
     pub(super) body: Bytes,
 }
 
-/// Reads a twin request; none when it is none, which the reference ignores too.
+/// Reads a twin request; none when it is none, which the reference ignores too, or when its id is
+/// longer than [`MESSAGE_ID_BYTES_MAX`].
 pub(super) fn twin_request(payload: &Bytes) -> Option<TwinRequest> {
     let view = MessageView::parse(payload).ok()?;
     let operation = view.message_annotations?.get_symbol("operation")?;
@@ -46,6 +48,13 @@ pub(super) fn twin_request(payload: &Bytes) -> Option<TwinRequest> {
         .properties
         .as_ref()
         .and_then(|p| p.correlation_id.clone());
+    // It is kept until the answer has left.
+    if correlation
+        .as_ref()
+        .is_some_and(|id| id.length() > MESSAGE_ID_BYTES_MAX)
+    {
+        return None;
+    }
     Some(TwinRequest {
         operation,
         correlation: correlation.filter(|id| !is_blank(id)),
@@ -198,6 +207,14 @@ mod tests {
             None
         );
         assert_eq!(twin_request(&request(&[], id(), None)), None);
+        for (length, taken) in [
+            (MESSAGE_ID_BYTES_MAX, true),
+            (MESSAGE_ID_BYTES_MAX + 1, false),
+        ] {
+            let id = Some(MessageId::Str("x".repeat(length).into()));
+            let get = request(&[("operation", Value::Str("GET"))], id, None);
+            assert_eq!(twin_request(&get).is_some(), taken, "{length}");
+        }
     }
 
     #[test]

@@ -85,10 +85,10 @@ fn upgrade(sockets: &WebSockets, mut request: Request) -> Response {
                 let stream = ByteStream::server(TokioIo::new(upgraded)).await;
                 match speaker {
                     Speaker::Mqtt(context) => {
-                        mqtt::connection::serve_stranger(stream, context, stranger).await;
+                        mqtt::connection::serve(stream, context, stranger).await;
                     }
                     Speaker::Amqp(context) => {
-                        let serve = amqp::connection::serve_stranger;
+                        let serve = amqp::connection::serve;
                         serve(stream, context, certificate, stranger).await;
                     }
                 }

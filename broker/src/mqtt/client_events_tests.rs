@@ -147,7 +147,7 @@ async fn a_stream_that_gathers_what_is_written_is_flushed() {
     let mut client = Client {
         stream: near,
         input: BytesMut::new(),
-        task: tokio::spawn(serve(tokio::io::BufStream::new(far), context)),
+        task: tokio::spawn(serve(tokio::io::BufStream::new(far), context, None)),
     };
     client.send(&connect("leaf0", false, None)).await;
     client.accepted().await;

@@ -41,20 +41,12 @@ pub struct ConnectionContext {
     pub stop: CancellationToken,
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends. The stranger's place is given back when CONNECT is decided.
 ///
 /// # Cancel safety
 /// Dropping it closes the connection; nothing unacknowledged counts as stored for the client, and
 /// its will is not published.
-pub async fn serve<S>(stream: S, context: ConnectionContext) -> ConnectionEnd
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin,
-{
-    serve_stranger(stream, context, None).await
-}
-
-/// As [`serve`]; gives the stranger's place back when CONNECT is decided.
-pub(crate) async fn serve_stranger<S>(
+pub(crate) async fn serve<S>(
     mut stream: S,
     context: ConnectionContext,
     stranger: Option<Stranger>,

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{ConnectionContext, serve_stranger};
+use super::connection::{ConnectionContext, serve};
 use super::limits::{
     HANDSHAKE_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX, STRANGERS_WAITING_MAX,
     STRANGERS_WAITING_PER_ADDRESS_MAX,
@@ -81,7 +81,7 @@ async fn welcome(
     };
     match accepted {
         Ok(Ok(stream)) => {
-            serve_stranger(stream, context, Some(stranger)).await;
+            serve(stream, context, Some(stranger)).await;
         }
         Ok(Err(error)) => handshake_failed(peer, &error),
         Err(_) => handshake_failed(peer, &io::ErrorKind::TimedOut.into()),

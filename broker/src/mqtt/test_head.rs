@@ -50,7 +50,7 @@ impl Head {
         Client {
             stream: near,
             input: BytesMut::new(),
-            task: tokio::spawn(serve(far, context)),
+            task: tokio::spawn(serve(far, context, None)),
         }
     }
 

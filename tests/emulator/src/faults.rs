@@ -5,7 +5,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
-use crate::limits::{CONDITION_CHARS_MAX, FAULT_COUNT_MAX, FAULT_ORDERS_MAX};
+use crate::limits::{
+    CONDITION_CHARS_MAX, FAULT_CONTENT_BYTES_MAX, FAULT_COUNT_MAX, FAULT_ORDERS_MAX,
+};
 
 /// What can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -91,7 +93,7 @@ pub(crate) enum FaultError {
     Code,
     #[error("only `attach` and `transfer` have a condition, which is an ASCII symbol")]
     Condition,
-    #[error("only `transfer` has content, of 1 to {CONDITION_CHARS_MAX} bytes")]
+    #[error("only `transfer` has content, of 1 to {FAULT_CONTENT_BYTES_MAX} bytes")]
     Content,
     #[error("an order has either a count of at most {FAULT_COUNT_MAX}, or it is standing")]
     Count,
@@ -184,7 +186,7 @@ impl Fault {
         {
             return Err(FaultError::Condition);
         }
-        let sizes = 1..=CONDITION_CHARS_MAX;
+        let sizes = 1..=FAULT_CONTENT_BYTES_MAX;
         let is_content = |text: &String| self.kind == Transfer && sizes.contains(&text.len());
         if !self.containing.as_ref().is_none_or(is_content) {
             return Err(FaultError::Content);

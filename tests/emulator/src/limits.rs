@@ -65,6 +65,9 @@ pub(crate) const FAULT_COUNT_MAX: u32 = 1_000_000;
 /// Orders to fail that stand at the same time.
 pub(crate) const FAULT_ORDERS_MAX: usize = 1_000;
 
+/// Bytes of the text that makes a transfer fail by order.
+pub(crate) const FAULT_CONTENT_BYTES_MAX: usize = 256;
+
 /// Characters of the AMQP error condition of an ordered failure.
 pub(crate) const CONDITION_CHARS_MAX: usize = 128;
 
